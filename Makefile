@@ -1,0 +1,37 @@
+# Everything lives in .venv and in the folder a command is told to write to.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+# Extra flags for `make demo`, e.g. DEMO_FLAGS="--source /data/fashion-mnist"
+DEMO_FLAGS ?=
+
+.PHONY: install demo check test test-slow format clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/ganymede run --preset demo --out $(DEMO) $(DEMO_FLAGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

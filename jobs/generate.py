@@ -1,0 +1,87 @@
+"""`ganymede generate`: a snapshot → a dataset of synthetic images."""
+
+import dataclasses
+import importlib.metadata
+import sys
+from typing import Any
+
+import ray
+
+from jobs import cli, presets
+from jobs.ray_session import start_ray
+from jobs.terminal import Terminal
+from pipeline import snapshot, storage
+from pipeline.dataset import record
+from pipeline.generate.plan import GenerateConfig, GeneratePlan
+from pipeline.generate.ray_generate import generate, missing_shards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateJob:
+    """A generation run."""
+
+    snapshot: str
+    """URL of a snapshot, or of a training run: then its last one."""
+    out: str
+    """URL of the dataset to write. The same command again finishes what is missing."""
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    """What to make."""
+    num_workers: int = 0
+    """Processes that make shards; 0: one for each CPU, or each GPU."""
+    use_gpu: bool = False
+    """Run G on GPUs, one a worker."""
+
+
+def run(job: GenerateJob, terminal: Terminal) -> int:
+    """Generate what is missing, or say that nothing is."""
+    out = storage.resolve(job.out)
+    snapshot_url = snapshot.find(storage.resolve(job.snapshot))
+    source = snapshot.load(snapshot_url)
+    plan = _plan(job, source)
+    storage.probe(out)
+    lineage = record.settle_plan(out, plan.to_dict(), _lineage(source))
+    if storage.stat(storage.join(out, record.NAME)) is not None:
+        terminal.line(f"generate: already done, {plan.config.num_images:,} images: {out}")
+        return cli.EXIT_DONE
+    start_ray(terminal)
+    todo = sum(len(plan.seeds(shard)) for shard in missing_shards(out, plan))
+    made = plan.config.num_images - todo
+    if made:
+        terminal.line(f"generate: goes on, {made:,} of {plan.config.num_images:,} images are there")
+    workers = job.num_workers or max(1, int(ray.cluster_resources().get("GPU" if job.use_gpu else "CPU", 1)))
+    with terminal.progress(plan.config.num_images, "img", "generate", initial=made) as bar:
+        generate(snapshot_url, out, plan, lineage, num_workers=workers, use_gpu=job.use_gpu, on_progress=bar.update)
+    terminal.line(f"generate: {plan.config.num_images:,} images in {plan.num_shards} shards: {out}")
+    return cli.EXIT_DONE
+
+
+def _plan(job: GenerateJob, source: snapshot.Snapshot) -> GeneratePlan:
+    return GeneratePlan(
+        config=job.generate,
+        snapshot_digest=source.digest,
+        resolution=source.config.shape.resolution,
+        channels=source.config.shape.channels,
+        z_dim=source.config.network.z_dim,
+        classes=source.config.classes,
+    )
+
+
+def _lineage(source: snapshot.Snapshot) -> dict[str, Any]:
+    return {
+        "snapshot_digest": source.digest,
+        "training": dict(source.config.lineage),
+        "cur_nimg": source.config.cur_nimg,
+        "code_version": importlib.metadata.version("ganymede"),
+    }
+
+
+VERB = cli.Verb(
+    name="generate",
+    help="snapshot -> shards of synthetic images",
+    config=GenerateJob,
+    presets=presets.GENERATE,
+    run=run,
+)
+
+if __name__ == "__main__":
+    sys.exit(cli.run_verb(VERB, sys.argv[1:]))

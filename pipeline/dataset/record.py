@@ -1,0 +1,153 @@
+"""dataset.json, the commit record of a dataset: written last, and readers trust only what it lists."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import ConfigError, from_dict, to_dict
+from pipeline.errors import InputError
+
+FORMAT = 1
+NAME = "dataset.json"
+PLAN_NAME = "plan.json"
+
+
+class DatasetError(InputError):
+    """A URL that holds no dataset of ours, an unfinished one, or another one than was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One Parquet file of the index."""
+
+    name: str
+    """Path below the split, e.g. index/part-00000.parquet."""
+    rows: int
+    """Samples it lists."""
+    sha256: str
+    """Digest of the stored file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """What a dataset holds."""
+
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    resolution: int
+    """Height and width in pixels."""
+    image_format: str
+    """png, jpeg or webp."""
+    splits: Mapping[str, tuple[Part, ...]]
+    """Split name → its index parts, in order."""
+    classes: tuple[str, ...] = ()
+    """Class names by label; empty: no labels."""
+    lineage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Where the images came from."""
+
+    def num_samples(self, split: str) -> int:
+        """Samples of a split; raises DatasetError for a split that is not there."""
+        if split not in self.splits:
+            raise DatasetError(f"no split {split!r}; this dataset has {', '.join(sorted(self.splits))}")
+        return sum(part.rows for part in self.splits[split])
+
+
+def encode_json(value: Mapping[str, Any]) -> bytes:
+    """JSON for a person to read and for a digest to depend on: sorted keys, two spaces, a final newline."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def encode(record: DatasetRecord) -> bytes:
+    """The bytes of dataset.json."""
+    body = {
+        "format": FORMAT,
+        "channels": record.channels,
+        "resolution": record.resolution,
+        "image_format": record.image_format,
+        "classes": list(record.classes),
+        "splits": {name: {"parts": [to_dict(part) for part in parts]} for name, parts in record.splits.items()},
+        "lineage": dict(record.lineage),
+    }
+    return encode_json(body)
+
+
+def decode(data: bytes, where: str) -> DatasetRecord:
+    """dataset.json → record; raises DatasetError for what is not ours."""
+    try:
+        body = json.loads(data)
+        if body["format"] != FORMAT:
+            raise DatasetError(f"{where}: format {body['format']}, and this version reads {FORMAT}; upgrade ganymede")
+        splits = {
+            name: tuple(from_dict(Part, part, where) for part in split["parts"])
+            for name, split in body["splits"].items()
+        }
+        return DatasetRecord(
+            channels=body["channels"],
+            resolution=body["resolution"],
+            image_format=body["image_format"],
+            classes=tuple(body["classes"]),
+            splits=splits,
+            lineage=body["lineage"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise DatasetError(
+            f"{where}: not a dataset record of ganymede ({error}); name a URL `prepare` wrote"
+        ) from error
+
+
+def read(url: str) -> tuple[DatasetRecord, str]:
+    """The record at a dataset URL and its digest (sha256 of dataset.json), which names the dataset."""
+    where = storage.join(url, NAME)
+    try:
+        data = storage.read(where)
+    except storage.NotFoundError:
+        unfinished = storage.stat(storage.join(url, PLAN_NAME)) is not None
+        hint = "an unfinished dataset; run the command that makes it again" if unfinished else "no dataset here"
+        raise DatasetError(f"{url}: {hint} ({NAME} is missing)") from None
+    return decode(data, where), hashlib.sha256(data).hexdigest()
+
+
+def commit(url: str, record: DatasetRecord) -> None:
+    """Write dataset.json, the one commit point; raises DatasetError if another one is there."""
+    if storage.put_if_absent(storage.join(url, NAME), encode(record)) is storage.Put.OTHER:
+        raise DatasetError(f"{url}: holds another {NAME}; choose an empty output URL")
+
+
+def settle_plan(url: str, plan: Mapping[str, Any], lineage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write plan.json first, or adopt the equal plan that is there; returns the stored lineage.
+
+    Lineage is the first driver's: it is not compared, since a later version may finish an earlier one's work.
+    Raises DatasetError when the URL holds another plan, or files without a plan.
+    """
+    where = storage.join(url, PLAN_NAME)
+    body = {"format": FORMAT, "plan": dict(plan), "lineage": dict(lineage)}
+    if storage.stat(where) is None:
+        _refuse_strangers(url)
+        if storage.put_if_absent(where, encode_json(body)) is not storage.Put.OTHER:
+            return lineage
+    try:
+        stored = json.loads(storage.read(where))
+        found, found_format, found_lineage = stored["plan"], stored["format"], stored["lineage"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{where}: not a plan of ganymede ({error}); choose an empty output URL") from error
+    if found_format != FORMAT:
+        raise DatasetError(f"{where}: format {found_format}, and this version writes {FORMAT}; finish it with that one")
+    wanted = json.loads(encode_json(plan))
+    if found != wanted:
+        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise DatasetError(
+            f"{url}: holds another dataset, its plan differs in {', '.join(names)}; choose another output URL, "
+            "or give the settings it was started with"
+        )
+    return dict(found_lineage)
+
+
+def _refuse_strangers(url: str) -> None:
+    entry = next(iter(storage.list_entries(url)), None)
+    if entry is not None and not entry.name.startswith("events/"):
+        raise DatasetError(
+            f"{url}: not empty (holds {entry.name}) and not a dataset of ours; choose an empty output URL"
+        )

@@ -1,0 +1,94 @@
+"""One unit of work: one shard made, committed, and its part derived from the stored bytes.
+
+Every step may be repeated and may meet a rival: what is stored first is the truth, and is adopted.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from pipeline import images, storage
+from pipeline.dataset import index, tar
+from pipeline.dataset.record import DatasetError
+from pipeline.gan.sample import sample
+from pipeline.generate.plan import GeneratePlan
+
+SPLIT = "train"
+SCHEMA = index.SCHEMA.append(pa.field("seed", pa.int64())).append(pa.field("score", pa.float32()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """A committed part."""
+
+    shard: int
+    rows: int
+    sha256: str
+
+
+def part_url(out_url: str, shard: int) -> str:
+    """The URL of a shard's part, which is its receipt."""
+    return storage.join(out_url, SPLIT, index.part_name(shard))
+
+
+def write_shard(out_url: str, plan: GeneratePlan, G: nn.Module, shard: int, device: torch.device) -> Receipt:
+    """Make shard number `shard` unless it is there, then its part unless it is there. Raises DatasetError for a shard
+    in storage that is not one of this plan.
+    """
+    name = index.shard_name(shard)
+    url = storage.join(out_url, SPLIT, name)
+    stored = None if storage.stat(url) is None else storage.read(url)
+    if stored is None:
+        stored = build_shard(plan, G, shard, device)
+        if storage.put_if_absent(url, stored) is storage.Put.OTHER:
+            stored = storage.read(url)
+    part = encode_part(plan, shard, stored, url)
+    if storage.put_if_absent(part_url(out_url, shard), part) is storage.Put.OTHER:
+        raise DatasetError(f"{part_url(out_url, shard)}: does not describe {name}; delete the part and run again")
+    return receipt(part_url(out_url, shard), shard, plan)
+
+
+def build_shard(plan: GeneratePlan, G: nn.Module, shard: int, device: torch.device) -> bytes:
+    """The tar of a shard: key (seed, 9 digits), image, and .cls with classes; a pure function of the plan on one
+    hardware class.
+    """
+    seeds = plan.seeds(shard)
+    labels, noise = plan.labels(seeds), plan.noise(seeds)
+    size = plan.config.micro_batch
+    samples: list[tuple[str, Mapping[str, bytes]]] = []
+    for start in range(0, len(seeds), size):
+        z = torch.from_numpy(noise[start : start + size]).to(device)
+        label = torch.from_numpy(labels[start : start + size]).to(device)
+        pixels = sample(G, z, label, precision=plan.config.precision).cpu().numpy()
+        for i, image in enumerate(pixels, start):
+            samples.append((f"{seeds[i]:09d}", _files(plan, image, int(labels[i]))))
+    return tar.build(samples)
+
+
+def _files(plan: GeneratePlan, image: "images.Pixels", label: int) -> Mapping[str, bytes]:
+    config = plan.config
+    encoded = images.encode(image, config.image_format, config.quality)
+    files = {images.EXTENSIONS[config.image_format]: encoded}
+    return files | {"cls": str(label).encode()} if plan.classes else files
+
+
+def encode_part(plan: GeneratePlan, shard: int, stored: bytes, where: str) -> bytes:
+    """The part of a stored shard, from its bytes; raises DatasetError if they are not of this plan."""
+    rows = index.rows_of_shard(index.shard_name(shard), stored, plan.channels)
+    seeds = plan.seeds(shard)
+    wanted = [f"{seed:09d}" for seed in seeds]
+    if rows["key"].to_pylist() != wanted:
+        raise DatasetError(
+            f"{where}: does not hold the images {wanted[0]} to {wanted[-1]} of this plan; choose another URL"
+        )
+    rows = rows.append_column(SCHEMA.field("seed"), pa.array(seeds))
+    rows = rows.append_column(SCHEMA.field("score"), pa.nulls(len(seeds), pa.float32()))
+    return index.encode_part([rows])
+
+
+def receipt(url: str, shard: int, plan: GeneratePlan) -> Receipt:
+    """The receipt that a stored part is."""
+    return Receipt(shard=shard, rows=len(plan.seeds(shard)), sha256=storage.digest(url))

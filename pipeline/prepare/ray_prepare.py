@@ -1,0 +1,280 @@
+"""`prepare`, executed by Ray Data: one task makes one shard and derives its index rows; no image reaches the driver.
+
+Every step can be done again: a shard and its event log are pure functions of the plan and the source, and are written
+by put_if_absent. A killed run is finished by the same call.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import ray.exceptions
+
+from pipeline import images, storage
+from pipeline.dataset import index, record, tar
+from pipeline.errors import InputError, RetryableError
+from pipeline.prepare import plan as plans
+from pipeline.prepare import sources
+from pipeline.prepare.plan import PrepareConfig, Unit
+from pipeline.prepare.sources import ItemError, Source, SourceError
+
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was made."""
+
+    samples: Mapping[str, int]
+    """Stored samples of each split."""
+    classes: tuple[str, ...]
+    """Class names by label."""
+    converted: Mapping[str, int]
+    """Images that needed a conversion, by what it was."""
+    quarantined: int
+    """Corrupt images left out; events/ names them."""
+    ignored: int
+    """Files of the source that are no images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What a task says of its shard."""
+
+    unit: Unit
+    rows: pa.Table
+    """Index rows of the stored shard."""
+    events: str
+    """Its event log."""
+
+    @property
+    def corrupt(self) -> int:
+        return self.unit.stop - self.unit.start - len(self.rows)
+
+
+def lineage(source: Source) -> dict[str, str]:
+    """Where the images come from, for plan.json."""
+    return {"source": source.url, "code_version": version("ganymede")}
+
+
+def prepare(source: Source, out_url: str, config: PrepareConfig, on_progress: Callable[[int], None]) -> Summary:
+    """Make the dataset at `out_url`; needs a running Ray. `on_progress` is told of each finished shard's samples.
+
+    Raises SourceError when too many images are corrupt, DatasetError when another dataset is at `out_url`,
+    StorageError as storage does.
+    """
+    stored_lineage = record.settle_plan(out_url, plans.make(source, config), lineage(source))
+    units = plans.units(source.counts(), config.shard_size)
+    tally = _Tally(source.counts(), config)
+    made: list[_Made] = []
+    for done in _run(source, out_url, config, units):
+        tally.add(done)
+        made.append(done)
+        on_progress(done.unit.stop - done.unit.start)
+    parts = {split: _write_parts(out_url, split, made) for split in source.counts()}
+    dataset = record.DatasetRecord(
+        channels=config.channels,
+        resolution=config.resolution,
+        image_format=config.image_format,
+        splits=parts,
+        classes=source.classes,
+        lineage=stored_lineage,
+    )
+    record.commit(out_url, dataset)
+    return Summary(
+        samples={split: dataset.num_samples(split) for split in parts},
+        classes=source.classes,
+        converted=dict(sorted(tally.converted.items())),
+        quarantined=sum(tally.corrupt.values()),
+        ignored=source.ignored,
+    )
+
+
+class _Tally:
+    """Counts over the shards, and the rule that stops a run on a rotten source."""
+
+    def __init__(self, counts: Mapping[str, int], config: PrepareConfig) -> None:
+        self.converted: collections.Counter[str] = collections.Counter()
+        self.corrupt: collections.Counter[str] = collections.Counter()
+        self._examples: list[str] = []
+        self._counts = counts
+        self._fraction = config.max_corrupt_fraction
+
+    def add(self, made: _Made) -> None:
+        """Count a shard; raises SourceError as soon as its split has more corrupt images than all of it may have."""
+        split = made.unit.split
+        for event in map(json.loads, made.events.splitlines()):
+            self.converted.update(event.get("converted", {}))
+            if "reason" in event and len(self._examples) < _EXAMPLES:
+                self._examples.append(f"{event['name']} ({event['reason']})")
+        self.corrupt[split] += made.corrupt
+        limit = plans.corrupt_limit(self._counts[split], self._fraction)
+        if self.corrupt[split] > limit:
+            raise SourceError(
+                f"{self.corrupt[split]} of the {self._counts[split]} images of split {split} are corrupt so far, "
+                f"more than the {limit} allowed, e.g. {'; '.join(self._examples)}; mend the source, or allow more "
+                "with --max-corrupt-fraction"
+            )
+
+
+# ---------------------------------------------------------------------------------------------- on the driver
+
+
+def _run(source: Source, out_url: str, config: PrepareConfig, units: Sequence[Unit]) -> Iterator[_Made]:
+    """Make all shards, in whatever order they are finished."""
+    planned = ray.put(_in_planned_order(source, config))
+    starts = dict(zip(source.counts(), np.cumsum([0, *source.counts().values()]).tolist(), strict=False))
+    maker = _ShardMaker(source.kind, source.url, out_url, config)
+
+    def make(batch: pa.Table) -> pa.Table:
+        unit = units[batch["id"][0].as_py()]
+        first = starts[unit.split]
+        items = ray.get(planned).slice(first + unit.start, unit.stop - unit.start)
+        return _to_row(maker.make(unit, items))
+
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        shards = ray.data.range(len(units), override_num_blocks=len(units))
+        # The source may stall for minutes without anything being wrong, hence no retry on time but Ray's own.
+        results = shards.map_batches(make, batch_size=1, batch_format="pyarrow")
+        for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            yield _from_row(batch)
+    except (ray.exceptions.RayError, InputError, RetryableError) as error:
+        _raise_original(error)
+    finally:
+        context.enable_progress_bars = bars
+
+
+def _in_planned_order(source: Source, config: PrepareConfig) -> pa.Table:
+    """The items with each split shuffled: a task's share is one slice."""
+    first, chosen = 0, []
+    for split, count in source.counts().items():
+        chosen.append(first + plans.order(config.seed, split, count))
+        first += count
+    return source.items.take(pa.array(np.concatenate(chosen))).combine_chunks()
+
+
+def _to_row(made: _Made) -> pa.Table:
+    """One row a shard; its index rows travel as Arrow IPC bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, made.rows.schema) as writer:
+        writer.write_table(made.rows)
+    unit = {name: [value] for name, value in made.unit._asdict().items()}
+    return pa.table({**unit, "rows": [sink.getvalue().to_pybytes()], "events": [made.events]})
+
+
+def _from_row(batch: pa.Table) -> _Made:
+    row: dict[str, Any] = batch.to_pylist()[0]
+    unit = Unit(row["split"], row["number"], row["start"], row["stop"])
+    return _Made(unit, pa.ipc.open_stream(row["rows"]).read_all(), row["events"])
+
+
+def _raise_original(error: BaseException) -> NoReturn:
+    """Raise our own error from within Ray's wrappers, which carry it as `cause`; Ray's own failures may be retried."""
+    at: BaseException | None = error
+    while at is not None:
+        cause = getattr(at, "cause", None)
+        if cause is None and isinstance(at, InputError | RetryableError):
+            raise at from None
+        at = cause or at.__cause__
+    raise error
+
+
+def _write_parts(out_url: str, split: str, made: Sequence[_Made]) -> tuple[record.Part, ...]:
+    """The split's index, shards in order, parts filled up to MAX_PART_ROWS."""
+    tables = [m.rows for m in sorted(made, key=lambda m: m.unit.number) if m.unit.split == split]
+    groups: list[list[pa.Table]] = [[]]
+    for table in tables:
+        if groups[-1] and sum(map(len, groups[-1])) + len(table) > index.MAX_PART_ROWS:
+            groups.append([])
+        groups[-1].append(table)
+    return tuple(_write_part(out_url, split, number, group) for number, group in enumerate(groups))
+
+
+def _write_part(out_url: str, split: str, number: int, shards: Sequence[pa.Table]) -> record.Part:
+    name = index.part_name(number)
+    where = storage.join(out_url, split, name)
+    data = index.encode_part(shards)
+    if storage.put_if_absent(where, data) is storage.Put.OTHER:
+        # Other bytes may say the same: another version of the Parquet library wrote them.
+        data = storage.read(where)
+        if not pq.read_table(pa.BufferReader(data)).equals(pa.concat_tables(shards)):
+            raise record.DatasetError(f"{where}: does not list what the shards hold; choose an empty output URL")
+    return record.Part(name=name, rows=sum(map(len, shards)), sha256=hashlib.sha256(data).hexdigest())
+
+
+# ------------------------------------------------------------------------------------------------ in a worker
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardMaker:
+    """Makes a shard, or adopts the one that is stored."""
+
+    kind: sources.Kind
+    source_url: str
+    out_url: str
+    config: PrepareConfig
+
+    def make(self, unit: Unit, items: pa.Table) -> _Made:
+        """The stored shard's index rows and event log."""
+        shard = index.shard_name(unit.number)
+        where = storage.join(self.out_url, unit.split, shard)
+        log = storage.join(self.out_url, "events", f"{unit.split}-{shard.removesuffix('.tar')}.jsonl")
+        if storage.stat(where) is None:
+            data, events = self._build(unit, items)
+            if events:
+                storage.put_if_absent(log, events.encode())
+            if storage.put_if_absent(where, data) is storage.Put.OTHER:
+                data = storage.read(where)
+        else:
+            data, events = storage.read(where), _read_log(log)
+        return _Made(unit, index.rows_of_shard(shard, data, self.config.channels), events)
+
+    def _build(self, unit: Unit, items: pa.Table) -> tuple[bytes, str]:
+        """A shard's bytes, and its event log: a JSON line for each corrupt image, one with the conversions."""
+        events: list[dict[str, object]] = []
+        samples: list[tuple[str, dict[str, bytes]]] = []
+        converted: collections.Counter[str] = collections.Counter()
+        extension = images.EXTENSIONS[self.config.image_format]
+        for position, item in enumerate(items.to_pylist(), unit.start):
+            key = plans.key(position)
+            try:
+                decoded = self._decode(item)
+            except (images.ImageError, ItemError) as error:
+                events.append({"key": key, "name": item["name"], "reason": str(error)})
+                continue
+            converted.update(decoded.converted)
+            pixels = images.resize(decoded.pixels, self.config.resolution, self.config.fit)
+            files = {extension: images.encode(pixels, self.config.image_format, self.config.quality)}
+            if item["label"] is not None:
+                files["cls"] = b"%d" % item["label"]
+            samples.append((key, files))
+        if converted:
+            events.append({"converted": dict(converted)})
+        lines = [json.dumps(event, sort_keys=True, ensure_ascii=False) + "\n" for event in events]
+        return tar.build(samples), "".join(lines)
+
+    def _decode(self, item: Mapping[str, object]) -> images.Decoded:
+        """An item's pixels with the channels that were asked for."""
+        found = sources.read_item(self.kind, self.source_url, item)
+        if isinstance(found, bytes):
+            return images.decode(found, channels=self.config.channels)
+        grey = images.Decoded(found, frozenset())
+        return grey if self.config.channels == 1 else images.Decoded(np.repeat(found, 3, axis=2), frozenset())
+
+
+def _read_log(where: str) -> str:
+    try:
+        return storage.read(where).decode()
+    except storage.NotFoundError:
+        return ""

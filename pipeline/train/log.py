@@ -1,0 +1,67 @@
+"""Logs that grow: `stats` and `events` as immutable segments, sample grids, and TensorBoard files derived from them."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboardX import SummaryWriter
+
+from pipeline import images, storage
+from pipeline.dataset import sheet
+
+
+def put_stats(run_url: str, attempt: int, tick: int, stats: Mapping[str, float]) -> None:
+    """One segment a tick. A tick that is run again after a resume finds its segment there, and leaves it."""
+    line = json.dumps(stats, sort_keys=True) + "\n"
+    storage.put_if_absent(storage.join(run_url, "stats", f"{attempt:04d}-{tick:06d}.jsonl"), line.encode())
+    name = f"events.out.tfevents.{tick:010d}.{attempt:04d}"
+    storage.put_if_absent(storage.join(run_url, "tensorboard", name), _tensorboard(stats))
+
+
+def read_stats(run_url: str) -> list[dict[str, float]]:
+    """All ticks of a run by `cur_nimg`; where attempts overlap the highest wins."""
+    merged: dict[float, tuple[str, dict[str, float]]] = {}
+    for entry in storage.list_entries(storage.join(run_url, "stats")):
+        for line in storage.read(storage.join(run_url, "stats", entry.name)).splitlines():
+            stats = json.loads(line)
+            if merged.get(stats["cur_nimg"], ("",))[0] <= entry.name:
+                merged[stats["cur_nimg"]] = (entry.name, stats)
+    return [merged[cur_nimg][1] for cur_nimg in sorted(merged)]
+
+
+def put_event(run_url: str, owner: int, kind: str, **fields: Any) -> None:
+    """One event, as the next free segment of its owner."""
+    line = json.dumps({"event": kind, "owner": owner, "time_sec": round(time.time(), 3), **fields}, sort_keys=True)
+    sequence = sum(1 for _ in storage.list_entries(storage.join(run_url, "events")))
+    while True:
+        url = storage.join(run_url, "events", f"{owner:06d}-{sequence:06d}.jsonl")
+        if storage.put_if_absent(url, (line + "\n").encode()) is storage.Put.CREATED:
+            return
+        sequence += 1
+
+
+def read_events(run_url: str) -> Iterator[dict[str, Any]]:
+    """All events of a run, owner by owner."""
+    for entry in storage.list_entries(storage.join(run_url, "events")):
+        for line in storage.read(storage.join(run_url, "events", entry.name)).splitlines():
+            yield json.loads(line)
+
+
+def put_grid(run_url: str, attempt: int, cur_nimg: int, pixels: NDArray[np.uint8], columns: int) -> None:
+    """`samples/<attempt>-<cur_nimg>.png` of uint8 [n, R, R, C], row by row, n a multiple of `columns`."""
+    url = storage.join(run_url, "samples", f"{attempt:04d}-{cur_nimg:012d}.png")
+    storage.put_if_absent(url, images.encode(sheet.grid(pixels, columns), "png", 100))
+
+
+def _tensorboard(stats: Mapping[str, float]) -> bytes:
+    """An event file with one scalar a statistic, written to a folder of its own and read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for name, value in stats.items():
+                writer.add_scalar(name, value, int(stats["cur_nimg"]))
+        return next(Path(folder).iterdir()).read_bytes()

@@ -1,0 +1,351 @@
+"""The training loop of one rank. Knows torch and storage; knows nothing of Ray."""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline import philox, snapshot
+from pipeline.config import ConfigError, to_dict
+from pipeline.errors import InputError
+from pipeline.gan import step as gan_step
+from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
+from pipeline.gan.pixels import to_network
+from pipeline.gan.sample import sample
+from pipeline.gan.step import Networks, Rows, StepConfig
+from pipeline.stream.feed import Batch
+from pipeline.stream.order import OrderPlan
+from pipeline.train import checkpoint, log
+from pipeline.train.checkpoint import Checkpoint, State
+
+REAL_BATCHES = 1
+"""R, real batches an iteration consumes: the D step's. No loss here shows reals to G."""
+_GRID_COLUMNS = 10
+_GRID_ROWS_UNLABELLED = 10
+_GRID_ROWS_MAX = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how often, and in what order."""
+
+    total_kimg: float = 1000.0
+    """Length of the run in thousand images seen."""
+    batch_size: int = 64
+    """B, images of the global batch of one iteration."""
+    num_lanes: int = 8
+    """L, slices of the batch; the largest number of workers. Must divide the batch size."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and the noise."""
+    tick_kimg: float = 20.0
+    """Statistics, a sample grid and a progress line each so many thousand images."""
+    checkpoint_kimg: float = 100.0
+    """A checkpoint each so many thousand images; rounded up to whole ticks."""
+    num_to_keep: int = 5
+    """Checkpoints kept; older ones are deleted."""
+    max_replaced_fraction: float = 0.01
+    """Stop when a larger share of the samples of a tick cannot be read."""
+    deterministic: bool = False
+    """Refuse operations that are not deterministic; slower on GPU."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_lanes < 1 or self.batch_size % self.num_lanes:
+            raise ConfigError(f"batch_size {self.batch_size} is not a multiple of num_lanes {self.num_lanes}")
+        for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.num_to_keep < 1:
+            raise ConfigError(f"num_to_keep must be at least 1, not {self.num_to_keep}")
+
+    def iterations(self, kimg: float) -> int:
+        """Whole iterations that see at least so many thousand images."""
+        return -(-round(kimg * 1000) // self.batch_size)
+
+    @property
+    def total_nimg(self) -> int:
+        """`cur_nimg` at the end of the run."""
+        return self.iterations(self.total_kimg) * self.batch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """All that a rank needs to know of its run."""
+
+    run_url: str
+    owner: int
+    plan: OrderPlan
+    dataset_digest: str
+    shape: ImageShape
+    classes: tuple[str, ...]
+    network: NetworkConfig
+    step: StepConfig
+    train: TrainConfig
+    lineage: Mapping[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resuming run must share: the meaning of the clock, and the shapes of the tensors."""
+        return {
+            "seed": self.train.seed,
+            "batch_size": self.plan.batch_size,
+            "num_lanes": self.plan.num_lanes,
+            "chunk_size": self.plan.chunk_size,
+            "real_batches": REAL_BATCHES,
+            "dataset_digest": self.dataset_digest,
+            "network": to_dict(self.network),
+        }
+
+    def data_step(self, cur_nimg: int) -> int:
+        """The next data step: the whole data cursor is `cur_nimg`."""
+        return REAL_BATCHES * cur_nimg // self.plan.batch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """This rank's place among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+    wrap: Callable[[nn.Module], nn.Module]
+    """Moves a network to the device and, with more than one rank, wraps it in DDP."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outlets:
+    """Where a rank says how it goes; only rank 0's are heard."""
+
+    progress: Callable[[int, Mapping[str, Any]], None]
+    """cur_nimg and what to show beside it, at least once a second."""
+    report: Callable[[Mapping[str, float]], None]
+    """The statistics of a tick; called by every rank."""
+
+
+def run(spec: RunSpec, world: World, start: Checkpoint | None, batches: Iterator[Batch], outlets: Outlets) -> None:
+    """Train from `start` (None: from nothing) to the end of the run. Every rank calls it with its own batches."""
+    torch.use_deterministic_algorithms(spec.train.deterministic)
+    trainer = _Trainer(spec, world, start)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") as writer:
+        trainer.train(batches, outlets, writer)
+
+
+class _Trainer:
+    """The state of a rank between iterations: networks, clock, sums of the current tick."""
+
+    def __init__(self, spec: RunSpec, world: World, start: Checkpoint | None) -> None:
+        self.spec, self.world = spec, world
+        self.nets = _networks(spec, world)
+        self.cur_nimg, self.attempt = 0, 1
+        if start is not None:
+            self._restore(checkpoint.load(spec.run_url, start.number), start)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.wait_sec, self.replaced, self.tick_start = 0.0, 0, time.perf_counter()
+        self.tick_nimg = self.cur_nimg
+        self.pending: Future[int] | None = None
+
+    def _restore(self, state: State, start: Checkpoint) -> None:
+        checkpoint.refuse_other(state.config, self.spec.identity, self.spec.run_url)
+        for name in checkpoint.TENSOR_STATES:
+            getattr(self.nets, name).load_state_dict(state.tensors[name])
+        self.cur_nimg, self.attempt = int(state.progress["cur_nimg"]), int(state.control["attempt"])
+        assert self.cur_nimg == start.cur_nimg
+        if self.world.rank == 0:
+            before = state.progress["world_size"]
+            note = {"note": "batch statistics are local to a rank: results change"} if before != self.world.size else {}
+            self._event(
+                "resumed", checkpoint=start.number, world_size=self.world.size, world_size_before=before, **note
+            )
+
+    def train(self, batches: Iterator[Batch], outlets: Outlets, writer: ThreadPoolExecutor) -> None:
+        """Iterate to the end, with a tick at each of its multiples, and leave a checkpoint and a snapshot."""
+        train = self.spec.train
+        tick_every = train.iterations(train.tick_kimg) * train.batch_size
+        checkpoint_every = -(-train.iterations(train.checkpoint_kimg) * train.batch_size // tick_every) * tick_every
+        shown = 0.0
+        while self.cur_nimg < train.total_nimg:
+            self._iterate(batches)
+            if time.perf_counter() - shown > 1.0:
+                shown = time.perf_counter()
+                outlets.progress(self.cur_nimg, self._rates())
+            finished = self.cur_nimg == train.total_nimg
+            if self.cur_nimg % tick_every == 0 or finished:
+                self._tick(-(-self.cur_nimg // tick_every), outlets)
+            if self.cur_nimg % checkpoint_every == 0 or finished:
+                self._checkpoint(writer, wait=finished)
+        if self.world.rank == 0:
+            self._snapshot()
+            outlets.progress(self.cur_nimg, {})
+
+    def _iterate(self, batches: Iterator[Batch]) -> None:
+        asked = time.perf_counter()
+        batch = next(batches)
+        self.wait_sec += time.perf_counter() - asked
+        assert batch.step == self.spec.data_step(self.cur_nimg)
+        self.replaced += len(batch.replaced)
+        size = self.spec.plan.batch_size
+        stats = gan_step.iterate(self.nets, self._rows(batch), self.spec.step, scale=self.world.size / size)
+        _average_buffers(self.nets.G, self.world)
+        self.cur_nimg += size
+        gan_step.update_ema(self.nets, self.cur_nimg, size, self.spec.step)
+        for name, value in stats.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _rows(self, batch: Batch) -> Rows:
+        device = self.world.device
+        noise = [self._noise(purpose, batch.position).to(device) for purpose in ("z/D", "z/G")]
+        return Rows(
+            real_img=to_network(torch.from_numpy(batch.image), device),
+            label=torch.from_numpy(batch.label).to(device),
+            d_z=noise[0],
+            g_z=noise[1],
+        )
+
+    def _noise(self, purpose: str, position: NDArray[np.int64]) -> torch.Tensor:
+        """z of rows by their place in the global sequence: rank and world size appear in no stream."""
+        key = philox.stream_key(self.spec.train.seed, purpose, self.attempt)
+        return torch.from_numpy(philox.normals(key, position, self.spec.network.z_dim))
+
+    def _rates(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.tick_start
+        return {
+            "img_per_sec": (self.cur_nimg - self.tick_nimg) / elapsed,
+            "data_wait_share": self.wait_sec / elapsed,
+        }
+
+    def _tick(self, number: int, outlets: Outlets) -> None:
+        seen = self.cur_nimg - self.tick_nimg
+        means = _sum_over_ranks({**self.sums, "replaced": torch.tensor(float(self.replaced))}, self.world)
+        stats = {name: value / seen for name, value in means.items()}
+        stats |= {"cur_nimg": self.cur_nimg, "tick": number, "elapsed_sec": time.perf_counter() - self.tick_start}
+        stats |= self._rates()
+        if self.world.rank == 0:
+            log.put_stats(self.spec.run_url, self.attempt, number, stats)
+            log.put_grid(self.spec.run_url, self.attempt, self.cur_nimg, self._grid(), _GRID_COLUMNS)
+            outlets.progress(self.cur_nimg, stats)
+        outlets.report(stats)
+        if stats["replaced"] > self.spec.train.max_replaced_fraction:
+            raise InputError(
+                f"{stats['replaced']:.1%} of the samples since the last tick could not be read; prepare the dataset "
+                "again, or raise train.max_replaced_fraction"
+            )
+        self.sums, self.wait_sec, self.replaced = {}, 0.0, 0
+        self.tick_nimg, self.tick_start = self.cur_nimg, time.perf_counter()
+
+    def _grid(self) -> NDArray[np.uint8]:
+        """Samples of G_ema from noise that stays the same all through the run: a row a class."""
+        classes = min(_GRID_ROWS_MAX, self.spec.shape.num_classes)
+        rows = classes or _GRID_ROWS_UNLABELLED
+        key = philox.stream_key(self.spec.train.seed, "z/grid")
+        z = torch.from_numpy(philox.normals(key, np.arange(rows * _GRID_COLUMNS), self.spec.network.z_dim))
+        label = (
+            torch.arange(rows).repeat_interleave(_GRID_COLUMNS) if classes else torch.zeros(len(z), dtype=torch.int64)
+        )
+        device = self.world.device
+        return sample(self.nets.G_ema, z.to(device), label.to(device), precision=self.spec.step.precision).cpu().numpy()
+
+    def _checkpoint(self, writer: ThreadPoolExecutor, *, wait: bool) -> None:
+        """Hand a copy of the state to the background writer; a tick never waits for the bucket, only the end does.
+
+        While the one before is still being written this one is left out, and said to be.
+        """
+        _average_buffers(self.nets.D, self.world)
+        if self.world.rank != 0:
+            return
+        if self.pending is not None and not self.pending.done() and not wait:
+            self._event("checkpoint_left_out", reason="the one before is still being written")
+            return
+        if self.pending is not None:
+            self.pending.result()
+        self.pending = writer.submit(self._write, self._state())
+        if wait:
+            self.pending.result()
+
+    def _write(self, state: State) -> int:
+        started = time.perf_counter()
+        number = checkpoint.save(self.spec.run_url, state, self.spec.owner)
+        checkpoint.prune(self.spec.run_url, self.spec.train.num_to_keep)
+        elapsed_sec = round(time.perf_counter() - started, 3)
+        cur_nimg = state.progress["cur_nimg"]
+        log.put_event(
+            self.spec.run_url, self.spec.owner, "checkpoint", number=number, cur_nimg=cur_nimg, write_sec=elapsed_sec
+        )
+        return number
+
+    def _state(self) -> State:
+        tensors = {name: checkpoint.to_cpu(getattr(self.nets, name).state_dict()) for name in checkpoint.TENSOR_STATES}
+        progress = {
+            "cur_nimg": self.cur_nimg,
+            "world_size": self.world.size,
+            "torch_threads": torch.get_num_threads(),
+            "torch_version": torch.__version__,
+        }
+        return State(tensors=tensors, control={"attempt": self.attempt}, progress=progress, config=self.spec.identity)
+
+    def _snapshot(self) -> None:
+        spec = self.spec
+        config = snapshot.SnapshotConfig(
+            network=spec.network,
+            shape=spec.shape,
+            classes=spec.classes,
+            cur_nimg=self.cur_nimg,
+            precision=spec.step.precision,
+            lineage=spec.lineage,
+        )
+        url = snapshot.save(spec.run_url, config, self.nets.G_ema, self.nets.D)
+        self._event("finished", snapshot=url)
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        log.put_event(self.spec.run_url, self.spec.owner, kind, cur_nimg=self.cur_nimg, **fields)
+
+
+def _networks(spec: RunSpec, world: World) -> Networks:
+    """Networks with their initial weights, wrapped, and their optimisers."""
+    G, D = build(spec.network, spec.shape, spec.train.seed)
+    G_ema = copy.deepcopy(G).to(world.device).eval().requires_grad_(False)
+    G_trained, D_trained = world.wrap(G), world.wrap(D)
+    G_opt, D_opt = gan_step.optimisers(G, D, spec.step)
+    nets = Networks(G=G, D=D, G_ema=G_ema, G_trained=G_trained, D_trained=D_trained, G_opt=G_opt, D_opt=D_opt)
+    if world.size > 1:
+        _warm_up(nets, spec, world.device)
+    return nets
+
+
+def _warm_up(nets: Networks, spec: RunSpec, device: torch.device) -> None:
+    """One discarded backward pass a network. DDP rebuilds its buckets after its first one, which changes the order of
+    its sums at three ranks or more: after this a resumed run adds in the same order as an undisturbed one.
+    """
+    before = [copy.deepcopy(network.state_dict()) for network in (nets.G, nets.D)]
+    label = torch.zeros(2, dtype=torch.int64, device=device)
+    images = nets.G_trained(torch.zeros(2, spec.network.z_dim, device=device), label)
+    images.sum().backward()
+    nets.D_trained(images.detach(), label).sum().backward()
+    for network, state in zip((nets.G, nets.D), before, strict=True):
+        network.zero_grad(set_to_none=True)
+        network.load_state_dict(state)
+
+
+def _average_buffers(network: nn.Module, world: World) -> None:
+    """Running statistics of batch norm are local to a rank; their mean over ranks is what is averaged and saved."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def _sum_over_ranks(sums: Mapping[str, torch.Tensor], world: World) -> dict[str, float]:
+    flat = torch.stack([value.to(world.device, torch.float64) for value in sums.values()])
+    if world.size > 1:
+        dist.all_reduce(flat)
+    return dict(zip(sums, flat.tolist(), strict=True))

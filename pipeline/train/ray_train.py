@@ -1,0 +1,275 @@
+"""The trainer on Ray: TorchTrainer + DDP + the feed around the loop of one rank."""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from numpy.typing import NDArray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
+
+from pipeline import storage
+from pipeline.errors import InputError, RetryableError
+from pipeline.stream.feed import Batch, ChunkReader, data_config, plan_dataset, rank_batches
+from pipeline.train import checkpoint, log, loop
+from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.loop import Outlets, RunSpec, World
+
+FIRST_BATCH_SEC = 120.0
+"""A run without a first batch after so long is stuck: our watchdog ends it and names what is short."""
+
+
+class TrainError(RetryableError):
+    """The run stopped; what it committed stands."""
+
+
+class ResourceError(InputError):
+    """The cluster cannot hold the workers asked for and still read data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """How many processes train, and with what."""
+
+    num_workers: int = 1
+    """Training processes; at most num_lanes. One a GPU."""
+    use_gpu: bool = False
+    """Train on GPUs, one a worker."""
+    cpus_per_worker: float = 0.0
+    """CPUs reserved for each; 0: one, or the fraction that leaves one CPU free to read data."""
+    threads_per_worker: int = 0
+    """Threads of torch in each; 0: the CPUs of the cluster shared among the workers."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after a worker died, before the run fails."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """WorkersConfig worked out for a cluster."""
+
+    count: int
+    cpus: float
+    threads: int
+    use_gpu: bool
+    max_failures: int
+
+
+def fit_workers(config: WorkersConfig, num_lanes: int, cluster: Mapping[str, float]) -> Workers:
+    """What each worker gets of a cluster's resources ({"CPU": …, "GPU": …}); one CPU always stays free to read.
+
+    Raises ResourceError where that cannot be: w workers that hold every CPU would wait for data for ever.
+    """
+    w, cpus, gpus = config.num_workers, cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    if not 1 <= w <= num_lanes:
+        raise ResourceError(f"num_workers is {w}; it must lie between 1 and train.num_lanes = {num_lanes}")
+    if config.use_gpu and gpus < w:
+        raise ResourceError(f"{w} workers need a GPU each and the cluster has {gpus:g}; set --workers.use-gpu false")
+    each = config.cpus_per_worker or min(1.0, int((cpus - 1) / w * 100) / 100)
+    if each <= 0 or w * each > cpus - 1:
+        raise ResourceError(
+            f"{w} workers of {each:g} CPUs on {cpus:g} CPUs leave none to read data; "
+            "set fewer --workers.num-workers or a smaller --workers.cpus-per-worker"
+        )
+    threads = config.threads_per_worker or max(1, int(cpus) // w)
+    return Workers(count=w, cpus=each, threads=threads, use_gpu=config.use_gpu, max_failures=config.max_failures)
+
+
+def fit(
+    spec: RunSpec, reader: ChunkReader, workers: Workers, on_progress: Callable[[int, Mapping[str, Any]], None]
+) -> None:
+    """Train to the end of the run, through worker deaths. The caller owns the run (see `ownership`).
+
+    `on_progress` hears cur_nimg and what to show, from a thread. Raises what a rank raised for the user, or
+    TrainError.
+    """
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    filesystem, scratch = storage.arrow_filesystem(storage.join(spec.run_url, "scratch"))
+    trainer = TorchTrainer(
+        _rank_main,
+        train_loop_config={"spec": spec, "workers": workers, "board": board},
+        torch_config=TorchConfig(timeout_s=300),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
+        ),
+        # Scratch of Ray Train: its own snapshot file can tear and stop the controller, so no two owners share a name.
+        run_config=RunConfig(
+            name=f"{spec.owner:06d}",
+            storage_path=scratch,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+        datasets={"train": _DatasetFromLastCheckpoint(spec, reader)},
+        dataset_config=data_config(),
+    )
+    with _Watcher(board, on_progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise ray.get(board.failure.remote()) or _plain(error) from error
+
+
+def _plain(error: ray.train.TrainingFailedError) -> Exception:
+    """What a rank or the controller died of, in one line."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    rank, cause = next(iter(failures.items()))
+    last = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
+    return TrainError(f"training stopped, worker {rank}: {last[0]}; run the same command again to go on")
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus} | ({"GPU": 1} if workers.use_gpu else {})
+
+
+class _DatasetFromLastCheckpoint:
+    """What Ray Train calls in its controller at every start of a worker group: the plan from the last checkpoint on."""
+
+    def __init__(self, spec: RunSpec, reader: ChunkReader) -> None:
+        self._spec, self._reader = spec, reader
+
+    def __call__(self) -> ray.data.Dataset:
+        start = _start(self._spec, lambda _: None)
+        plan = self._spec.plan
+        first = self._spec.data_step(start.cur_nimg if start else 0)
+        last = self._spec.data_step(self._spec.train.total_nimg)
+        return plan_dataset(self._reader, plan.first_chunk(first), plan.num_chunks(first, last))
+
+
+def _start(spec: RunSpec, on_skip: Callable[[str], None]) -> Checkpoint | None:
+    return checkpoint.latest_valid(spec.run_url, on_skip)
+
+
+def _rank_main(settings: Mapping[str, Any]) -> None:
+    """What each training process runs."""
+    spec, workers, board = settings["spec"], settings["workers"], settings["board"]
+    failure = ray.get(board.failure.remote())
+    if failure is not None:
+        raise failure  # a restart cannot mend it
+    try:
+        _train(spec, workers, board)
+    except InputError as error:
+        ray.get(board.fail.remote(error))
+        raise
+
+
+def _train(spec: RunSpec, workers: Workers, board: Any) -> None:
+    # OMP_NUM_THREADS is 1 inside a Ray worker.
+    torch.set_num_threads(workers.threads)
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    world = World(rank=rank, size=size, device=ray.train.torch.get_device(), wrap=_wrap)
+
+    def on_skip(reason: str) -> None:
+        if rank == 0:
+            log.put_event(spec.run_url, spec.owner, "checkpoint_skipped", reason=reason)
+
+    def progress(cur_nimg: int, shown: Mapping[str, Any]) -> None:
+        if rank == 0:
+            board.tell.remote(
+                cur_nimg, {name: shown[name] for name in ("img_per_sec", "data_wait_share") if name in shown}
+            )
+
+    start = _start(spec, on_skip)
+    first = spec.data_step(start.cur_nimg if start else 0)
+    batches = rank_batches(_blocks(), spec.plan, first, rank, size)
+    with _Watchdog(board, workers) as watchdog:
+        outlets = Outlets(progress=progress, report=lambda stats: ray.train.report(dict(stats)))
+        loop.run(spec, world, start, watchdog.watch(batches), outlets)
+
+
+def _wrap(network: nn.Module) -> nn.Module:
+    """Device and DDP. Buffers are never sent at a forward pass: each rank keeps its own batch statistics."""
+    wrapped: nn.Module = ray.train.torch.prepare_model(
+        network, parallel_strategy_kwargs={"forward_sync_buffers": False}
+    )
+    return wrapped
+
+
+def _blocks() -> Iterator[Mapping[str, NDArray[np.generic]]]:
+    """The blocks dealt to this rank, one whole block at a time."""
+    shard = ray.train.get_dataset_shard("train")
+    return iter(shard.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy"))
+
+
+class _Watchdog:
+    """Ends a process whose first batch does not come: such a run would wait for ever without a word."""
+
+    def __init__(self, board: Any, workers: Workers) -> None:
+        self._board, self._workers = board, workers
+        self._timer = threading.Timer(FIRST_BATCH_SEC, self._give_up)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Watchdog":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the first one calls the watchdog off."""
+        for batch in batches:
+            self._timer.cancel()
+            yield batch
+
+    def _give_up(self) -> None:
+        free = ray.available_resources()
+        error = ResourceError(
+            f"no first batch after {FIRST_BATCH_SEC:.0f} s: {self._workers.count} workers hold {self._workers.cpus:g} "
+            f"CPUs each and {free.get('CPU', 0):g} CPUs are free to read data; free some, or use fewer workers"
+        )
+        ray.get(self._board.fail.remote(error))
+        os._exit(1)
+
+
+class _Board:
+    """Where rank 0 writes how far it is and the driver reads it, and where a failure that no restart mends is kept."""
+
+    def __init__(self) -> None:
+        self._state: tuple[int, dict[str, Any]] | None = None
+        self._failure: Exception | None = None
+
+    def tell(self, cur_nimg: int, shown: dict[str, Any]) -> None:
+        self._state = (cur_nimg, shown)
+
+    def state(self) -> tuple[int, dict[str, Any]] | None:
+        return self._state
+
+    def fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> Exception | None:
+        return self._failure
+
+
+class _Watcher:
+    """Passes what the board says on to the driver's progress bar, twice a second."""
+
+    def __init__(self, board: Any, on_progress: Callable[[int, Mapping[str, Any]], None]) -> None:
+        self._board, self._on_progress = board, on_progress
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._pass_on()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        state = ray.get(self._board.state.remote())
+        if state is not None:
+            self._on_progress(*state)
