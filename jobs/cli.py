@@ -132,14 +132,14 @@ def _run(verb: Verb, job: Any, terminal: Terminal) -> int:
         return verb.run(job, terminal)
     except Exception as error:  # noqa: BLE001 - this is the edge of the program: nothing may leave it as a traceback
         logging.getLogger("ganymede").error("".join(traceback.format_exception(error)))
-        known = _known_cause(error)
+        known, text = _known_cause(error)
         if known is None:
-            text = f"{type(error).__name__}: {error}"
-            terminal.fail(f"internal error: {_cut(one_line(text))}; the traceback is in {terminal.log_path}")
+            what = _cut(one_line(f"{type(error).__name__}: {error}"))
+            terminal.fail(f"internal error: {what}; the traceback is in {terminal.log_path}")
         elif isinstance(known, RetryableError):
-            terminal.fail(f"{known} (log: {terminal.log_path})")
+            terminal.fail(f"{text} (log: {terminal.log_path})")
         else:
-            terminal.fail(str(known))
+            terminal.fail(text)
         return EXIT_BAD_INPUT if isinstance(known, InputError) else EXIT_FAILED
 
 
@@ -147,19 +147,21 @@ def _cut(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[:limit] + " ..."
 
 
-def _known_cause(error: BaseException) -> InputError | RetryableError | None:
-    """The outermost error of ours among those that led to this one, or None.
+def _known_cause(error: BaseException) -> tuple[InputError | RetryableError | None, str]:
+    """The outermost error of ours among those that led to this one, if any, and what it says.
 
     What a Ray task raises comes back as an error that is of our class as well, but whose text is a traceback: the
-    error itself is its `cause`.
+    error itself is its `cause`, to whose first line Ray Data adds advice of its own.
     """
     at: BaseException | None = error
+    through_ray = False
     while at is not None:
         cause = getattr(at, "cause", None)
         if cause is None and isinstance(at, InputError | RetryableError):
-            return at
+            return at, str(at).partition("\n")[0] if through_ray else str(at)
+        through_ray = through_ray or cause is not None
         at = cause or at.__cause__
-    return None
+    return None, ""
 
 
 def _parse(verb: Verb, parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:

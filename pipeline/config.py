@@ -324,8 +324,8 @@ _Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence(_L
 
 
 def to_yaml(config: DataclassInstance) -> str:
-    """The configuration as YAML, keys in the order of the fields; `from_yaml` reads it back to an equal one."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    """The configuration as YAML in ASCII, keys in the order of the fields; `from_yaml` reads an equal one back."""
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=math.inf)
 
 
 def from_yaml(cls: type[ConfigT], text: str, source: str = "") -> ConfigT:

@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, features
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from pipeline.errors import InputError
 
@@ -31,7 +31,8 @@ EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 MAX_PIXELS = 64 * 1024**2
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-# Level 3 is no smaller on Up-filtered rows and up to a fifth slower; level 0 is half as large again.
+# On Up-filtered rows (garments at 32², textured colour at 256²) level 3 is no smaller and 8 to 26 % slower, and
+# level 0 is 36 to 68 % larger.
 _DEFLATE_LEVEL = 1
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDE_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK")
@@ -93,6 +94,8 @@ def decode(data: bytes, *, channels: int) -> Decoded:
         with _warning_filters, warnings.catch_warnings():
             warnings.simplefilter("error")
             return _decode_any(data, channels)
+    except UnidentifiedImageError as error:  # its own text holds a memory address, and logs must not vary
+        raise ImageError(f"cannot decode: no whole image of a known format ({', '.join(FORMATS)})") from error
     except _BAD_DATA as error:
         raise ImageError(f"cannot decode: {' '.join(str(error).split()) or type(error).__name__}") from error
 

@@ -17,8 +17,8 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,10 +106,7 @@ def resolve(url: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
-    """The URL of what lies under `url`; a part may hold several names separated by ``/``.
-
-    Raises StorageError for a part that is empty, absolute or has ``.`` or ``..`` in it: names come from files too.
-    """
+    """The URL of what lies under `url`. Raises StorageError for a part that is empty, absolute or has ``..`` in it."""
     for part in parts:
         if "\0" in part or {"", ".", ".."} & set(part.split("/")):
             raise StorageError(f"{part!r} is not a name under {url}: names are relative, without '', '.' or '..'")
@@ -146,12 +143,9 @@ def digest(url: str) -> str:
 
 
 def list_entries(url: str) -> Iterator[Entry]:
-    """All objects under `url`, at any depth, in UTF-8 order of their names; none if nothing is there.
-
-    Temporary files are never shown. The listing is held in memory. Raises StorageError.
-    """
+    """All objects under `url`, at any depth, in UTF-8 order of names, temporary ones left out. Raises StorageError."""
     shown = (entry for entry in _store(url).entries() if not os.path.basename(entry.name).startswith(_TEMP_PREFIX))
-    # Stores differ in whether 'a/b' comes before 'a-b', so their own order is not relied on.
+    # Stores differ in whether 'a/b' comes before 'a-b': sorted here, in memory.
     return iter(sorted(shown, key=lambda entry: os.fsencode(entry.name)))
 
 
@@ -163,7 +157,7 @@ def put(url: str, data: bytes) -> None:
 def put_if_absent(url: str, data: bytes) -> Put:
     """Write the object unless one holds the name: of any number of writers exactly one gets CREATED.
 
-    Raises StorageError; if it is a StorageUnavailableError the object may be there: the same call again settles it.
+    Raises StorageError; after StorageUnavailableError it may have been written, and the same call again settles it.
     """
     return _store(url).put(data, replace=False)
 
@@ -180,14 +174,15 @@ def probe(url: str) -> None:
     Raises StorageError, with the reason, for a store that ignores If-None-Match and for a mount without hard links.
     """
     name = join(resolve(url), f"{_TEMP_PREFIX}probe-{secrets.token_hex(8)}")
+    put_if_absent(name, b"first")
     try:
-        put_if_absent(name, b"first")
         second = put_if_absent(name, b"second")
     finally:
         delete(name)
     if second is not Put.OTHER:
-        reason = "this store ignores If-None-Match, so two writers could overwrite each other"
-        raise StorageError(f"{url}: {reason}: use one that honours conditional PUT")
+        raise StorageError(
+            f"{url}: this store ignores If-None-Match, so writers could overwrite each other: use another"
+        )
 
 
 def arrow_filesystem(url: str) -> tuple[fs.FileSystem, str]:
@@ -249,7 +244,7 @@ class _Store(Protocol):
 def _store(url: str) -> _Store:
     resolved = resolve(url)
     if resolved.startswith("s3://"):
-        return _S3Store(*resolved.removeprefix("s3://").partition("/")[::2])
+        return _S3Store(resolved, *resolved.removeprefix("s3://").partition("/")[::2])
     return _LocalStore(resolved)
 
 
@@ -263,11 +258,11 @@ class _LocalStore:
             return file.read(size)
 
     def stat(self) -> Stat | None:
-        with _local_errors(self.path):
-            if not os.path.isfile(self.path):
-                return None
+        with _local_errors(self.path), suppress(FileNotFoundError):
             found = os.stat(self.path)
-            return Stat(size_bytes=found.st_size, sha256=None, age_sec=max(0.0, time.time() - found.st_mtime))
+            if not os.path.isdir(self.path):
+                return Stat(size_bytes=found.st_size, sha256=None, age_sec=max(0.0, time.time() - found.st_mtime))
+        return None
 
     def entries(self) -> Iterator[Entry]:
         with _local_errors(self.path):
@@ -279,29 +274,29 @@ class _LocalStore:
             if not replace and os.path.lexists(self.path):  # resuming: do not write a gigabyte to learn it
                 return self._compare(data)
             with _temp_file(self.path, data) as temp:
-                return self._publish(temp, data, os.replace if replace else os.link)
-
-    def _publish(self, temp: str, data: bytes, publish: Callable[[str, str], None]) -> Put:
-        try:
-            publish(temp, self.path)
-        except FileExistsError:
-            # A network file system may lose the answer to a link that it made: then the inode is ours.
-            return Put.CREATED if os.path.samefile(temp, self.path) else self._compare(data)
-        except OSError as error:
-            if publish is os.replace or error.errno not in _NO_LINK:
-                raise
-            reason = f"this mount makes no hard links ({error.strerror}), so two writers could overwrite each other"
-            raise StorageError(f"{self.path}: {reason}: choose another file system, or S3") from error
+                if replace:
+                    os.replace(temp, self.path)
+                    return Put.CREATED
+                try:
+                    os.link(temp, self.path)
+                except FileExistsError:  # perhaps by us: network file systems lose answers; then the inode is ours
+                    return Put.CREATED if os.path.samefile(temp, self.path) else self._compare(data)
+                except OSError as error:
+                    if error.errno not in _NO_LINK:
+                        raise
+                    reason = f"this mount makes no hard links ({error.strerror}), so writers could overwrite each other"
+                    raise StorageError(f"{self.path}: {reason}: choose another file system, or S3") from error
         return Put.CREATED
 
     def delete(self) -> None:
-        with _local_errors(self.path):
-            if os.path.lexists(self.path):
-                os.unlink(self.path)
+        with _local_errors(self.path), suppress(FileNotFoundError):
+            os.unlink(self.path)
 
     def _compare(self, data: bytes) -> Put:
+        with open(self.path, "rb") as file:
+            same = os.fstat(file.fileno()).st_size == len(data)
+            same = same and hashlib.file_digest(file, "sha256").digest() == hashlib.sha256(data).digest()
         _sync_folder(os.path.dirname(self.path))  # its writer may have died before doing so
-        same = os.path.getsize(self.path) == len(data) and digest(self.path) == hashlib.sha256(data).hexdigest()
         return Put.SAME if same else Put.OTHER
 
 
@@ -311,7 +306,8 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
     with os.scandir(folder) as items:
         for item in items:
             if item.is_file() and not item.name.startswith(_TEMP_PREFIX):
-                yield Entry(name=prefix + item.name, size_bytes=item.stat().st_size)
+                with suppress(FileNotFoundError):  # removed while we list
+                    yield Entry(name=prefix + item.name, size_bytes=item.stat().st_size)
             elif item.is_dir() and here not in above:
                 yield from _walk(item.path, f"{prefix}{item.name}/", above | {here})
 
@@ -379,6 +375,7 @@ def _new_client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> Any:
 
 @dataclass(frozen=True)
 class _S3Store:
+    url: str
     bucket: str
     key: str
 
@@ -424,7 +421,7 @@ class _S3Store:
             raise StorageError(f"{self.url} would be {len(data)} bytes, the most is 5 GB: choose smaller shards")
         sha256 = hashlib.sha256(data)
         request = {"Bucket": self.bucket, "Key": self.key, "Body": data, "Metadata": {"sha256": sha256.hexdigest()}}
-        request |= {"ChecksumSHA256": base64.b64encode(sha256.digest()).decode()}
+        request["ChecksumSHA256"] = base64.b64encode(sha256.digest()).decode()
         request |= {} if replace else {"IfNoneMatch": "*"}
         deadline_sec = time.monotonic() + _ROUNDS_SEC
         with self._errors() as client:
@@ -433,8 +430,9 @@ class _S3Store:
                     client.put_object(**request)
                     return Put.CREATED
                 except boto.ClientError as error:
-                    if _code(error) in ("PreconditionFailed", "412") and self.stat():  # someone, perhaps us
-                        return Put.SAME if digest(self.url) == sha256.hexdigest() else Put.OTHER
+                    found = self.stat() if _code(error) in ("PreconditionFailed", "412") else None
+                    if found:  # written by someone, perhaps by us
+                        return Put.SAME if (found.sha256 or digest(self.url)) == sha256.hexdigest() else Put.OTHER
                     if _code(error) not in _RETRIED or not left:
                         raise
                 except boto.HTTPClientError:  # sent, and no answer: unknown, so ask again
@@ -447,10 +445,6 @@ class _S3Store:
         with self._errors() as client:
             client.delete_object(Bucket=self.bucket, Key=self.key)
 
-    @property
-    def url(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
-
     @contextmanager
     def _errors(self) -> Iterator[Any]:
         """The client; what it raises becomes one line: what, where (with the endpoint), and what to do."""
@@ -461,9 +455,7 @@ class _S3Store:
         except boto.ClientError as error:
             raise _answer(error, where) from error
         except _NO_CREDENTIALS as error:
-            raise StorageError(
-                f"no credentials for {where} ({_line(error)}): set AWS_ACCESS_KEY_ID and so on"
-            ) from error
+            raise StorageError(f"no credentials for {where} ({_line(error)}): set AWS_ACCESS_KEY_ID etc.") from error
         except _NO_ANSWER as error:
             tried = f"tried {_ATTEMPTS} times, {_CONNECT_SEC} s to connect and {_READ_SEC} s to answer"
             advice = "check AWS_ENDPOINT_URL and the network, then run again"

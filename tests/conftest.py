@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: an isolated home, a real S3 server, one small Ray. What is not asked for never starts."""
+"""Fixtures that all tests share: an isolated home, a real S3 server, one small Ray, each only if asked for."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ def s3(s3_server: S3Server, s3_env: dict[str, str], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_session(s3_env: dict[str, str]) -> Iterator[None]:
     """One small local Ray. Its workers have the S3 server's environment; its CPUs are names, not cores."""
     with pytest.MonkeyPatch.context() as patch:
         settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}

@@ -29,7 +29,9 @@ class S3Server:
     """A running server and the credentials that it accepts."""
 
     endpoint_url: str
-    bucket: str
+    filer_url: str
+    """Its own interface, without credentials: `/buckets/BUCKET/KEY`."""
+    bucket: str = "tests"
     access_key: str = "ganymede-test"
     secret_key: str = "ganymede-test-secret"
 
@@ -56,13 +58,13 @@ def free_ports(count: int) -> list[int]:
 @contextmanager
 def run_s3_server(folder: Path) -> Iterator[S3Server]:
     """Start the server with its files in `folder`, wait until it stores objects, and stop it at the end."""
-    server = S3Server(endpoint_url="", bucket="tests")
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    server = S3Server(endpoint_url=urls["s3.port"], filer_url=urls["filer.port"])
     key = {"accessKey": server.access_key, "secretKey": server.secret_key}
     identity = {"name": "tests", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
-    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
-    server = S3Server(endpoint_url=f"http://127.0.0.1:{ports['s3.port']}", bucket="tests")
     command = [
         _binary(),
         f"-logdir={folder}",

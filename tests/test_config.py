@@ -74,9 +74,25 @@ TRAINS = st.builds(
     D_opt=OPTIMISERS,
 )
 # Texts that YAML would take for something else are what a round trip gets wrong.
-TEXTS = st.text() | st.sampled_from(
-    ["2e-4", "1e5", "null", "true", "no", "1:30", "010", "~", "", " x ", "- a", "{a", "#"]
-)
+HARD_TEXTS = [
+    "2e-4",
+    "1e5",
+    "null",
+    "true",
+    "no",
+    "1:30",
+    "010",
+    "~",
+    "",
+    " x ",
+    "- a",
+    "{a",
+    "#",
+    "\x85",
+    "a\u2028b",
+    "\ufeff",
+]
+TEXTS = st.text() | st.sampled_from(HARD_TEXTS)
 JOBS = st.builds(Job, out=TEXTS, note=st.none() | TEXTS, train=TRAINS)
 DEFAULT = Job(out="x", train=Train(D_opt=Optimiser()))
 
@@ -86,6 +102,12 @@ def test_dict_and_yaml_bring_an_equal_config_back(job: Job) -> None:
     through_dict = from_dict(Job, json.loads(json.dumps(to_dict(job))))
     assert through_dict == job
     assert from_yaml(Job, to_yaml(through_dict)) == job
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_texts_that_yaml_would_take_for_something_else(text: str) -> None:
+    job = dataclasses.replace(DEFAULT, out=text, note=text)
+    assert from_yaml(Job, to_yaml(job)) == job
 
 
 def reversed_keys(value: Any) -> Any:

@@ -120,20 +120,21 @@ def _part_rows(url: str, start: int, stop: int) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-@functools.lru_cache(maxsize=64)
 def _row_group_ends(url: str) -> list[int]:
-    metadata = _open(url).metadata
+    metadata = _metadata(url)
     return list(itertools.accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
 
 
 @functools.lru_cache(maxsize=64)
 def _row_group(url: str, number: int) -> pa.Table:
-    return _open(url).read_row_group(number)
+    with storage.open_seekable(url) as file:
+        return pq.ParquetFile(file, metadata=_metadata(url)).read_row_group(number)
 
 
-@functools.lru_cache(maxsize=16)
-def _open(url: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(storage.open_seekable(url))
-    except pa.ArrowInvalid as error:
-        raise DatasetError(f"{url}: not a readable index part ({error}); the part was changed or cut") from error
+@functools.lru_cache(maxsize=64)
+def _metadata(url: str) -> pq.FileMetaData:
+    with storage.open_seekable(url) as file:
+        try:
+            return pq.ParquetFile(file).metadata
+        except pa.ArrowInvalid as error:
+            raise DatasetError(f"{url}: not a readable index part ({error}); it was changed or cut") from error

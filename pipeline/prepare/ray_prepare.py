@@ -8,16 +8,16 @@ import collections
 import dataclasses
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-import ray.exceptions
 
 from pipeline import images, storage
 from pipeline.dataset import index, record, tar
@@ -105,7 +105,7 @@ class _Tally:
     def __init__(self, counts: Mapping[str, int], config: PrepareConfig) -> None:
         self.converted: collections.Counter[str] = collections.Counter()
         self.corrupt: collections.Counter[str] = collections.Counter()
-        self._examples: list[str] = []
+        self._examples: dict[str, list[str]] = {split: [] for split in counts}
         self._counts = counts
         self._fraction = config.max_corrupt_fraction
 
@@ -114,15 +114,16 @@ class _Tally:
         split = made.unit.split
         for event in map(json.loads, made.events.splitlines()):
             self.converted.update(event.get("converted", {}))
-            if "reason" in event and len(self._examples) < _EXAMPLES:
-                self._examples.append(f"{event['name']} ({event['reason']})")
+            if "reason" in event:
+                self._examples[split].append(f"{event['name']} ({event['reason']})")
         self.corrupt[split] += made.corrupt
         limit = plans.corrupt_limit(self._counts[split], self._fraction)
         if self.corrupt[split] > limit:
+            examples = "; ".join(self._examples[split][:_EXAMPLES])
             raise SourceError(
                 f"{self.corrupt[split]} of the {self._counts[split]} images of split {split} are corrupt so far, "
-                f"more than the {limit} allowed, e.g. {'; '.join(self._examples)}; mend the source, or allow more "
-                "with --max-corrupt-fraction"
+                f"more than the {limit} allowed, e.g. {examples}; mend the source, or allow more with "
+                "--max-corrupt-fraction"
             )
 
 
@@ -139,20 +140,16 @@ def _run(source: Source, out_url: str, config: PrepareConfig, units: Sequence[Un
         unit = units[batch["id"][0].as_py()]
         first = starts[unit.split]
         items = ray.get(planned).slice(first + unit.start, unit.stop - unit.start)
-        return _to_row(maker.make(unit, items))
+        try:
+            return _to_row(maker.make(unit, items))
+        except (InputError, RetryableError) as error:
+            return _to_row(_Made(unit, index.SCHEMA.empty_table(), ""), error)
 
-    context = ray.data.DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
-    try:
-        shards = ray.data.range(len(units), override_num_blocks=len(units))
-        # The source may stall for minutes without anything being wrong, hence no retry on time but Ray's own.
-        results = shards.map_batches(make, batch_size=1, batch_format="pyarrow")
-        for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            yield _from_row(batch)
-    except (ray.exceptions.RayError, InputError, RetryableError) as error:
-        _raise_original(error)
-    finally:
-        context.enable_progress_bars = bars
+    shards = ray.data.range(len(units), override_num_blocks=len(units))
+    results = shards.map_batches(make, batch_size=1, batch_format="pyarrow")
+    results.context.enable_progress_bars = False
+    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        yield _from_row(batch)
 
 
 def _in_planned_order(source: Source, config: PrepareConfig) -> pa.Table:
@@ -164,30 +161,30 @@ def _in_planned_order(source: Source, config: PrepareConfig) -> pa.Table:
     return source.items.take(pa.array(np.concatenate(chosen))).combine_chunks()
 
 
-def _to_row(made: _Made) -> pa.Table:
-    """One row a shard; its index rows travel as Arrow IPC bytes."""
+def _to_row(made: _Made, error: Exception | None = None) -> pa.Table:
+    """One row a shard; its index rows travel as Arrow IPC bytes.
+
+    So does an error of ours, pickled as Ray would: raised in the task it would come back as Ray Data's own error,
+    with Ray Data's advice added to its text.
+    """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, made.rows.schema) as writer:
         writer.write_table(made.rows)
-    unit = {name: [value] for name, value in made.unit._asdict().items()}
-    return pa.table({**unit, "rows": [sink.getvalue().to_pybytes()], "events": [made.events]})
+    columns: dict[str, list[object]] = {name: [value] for name, value in made.unit._asdict().items()}
+    columns["rows"] = [sink.getvalue().to_pybytes()]
+    columns["events"] = [made.events]
+    columns["error"] = [pickle.dumps(error)]
+    return pa.table(columns)
 
 
 def _from_row(batch: pa.Table) -> _Made:
+    """Raises the error that the task met."""
     row: dict[str, Any] = batch.to_pylist()[0]
+    error = pickle.loads(row["error"])
+    if error is not None:
+        raise error
     unit = Unit(row["split"], row["number"], row["start"], row["stop"])
     return _Made(unit, pa.ipc.open_stream(row["rows"]).read_all(), row["events"])
-
-
-def _raise_original(error: BaseException) -> NoReturn:
-    """Raise our own error from within Ray's wrappers, which carry it as `cause`; Ray's own failures may be retried."""
-    at: BaseException | None = error
-    while at is not None:
-        cause = getattr(at, "cause", None)
-        if cause is None and isinstance(at, InputError | RetryableError):
-            raise at from None
-        at = cause or at.__cause__
-    raise error
 
 
 def _write_parts(out_url: str, split: str, made: Sequence[_Made]) -> tuple[record.Part, ...]:

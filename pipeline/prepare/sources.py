@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -182,14 +183,15 @@ def _refuse_mixture(url: str, names: Sequence[str], flags: Sequence[bool], what:
 
 
 def _scan_zip(url: str, class_names: Sequence[str]) -> Source:
-    infos = [info for info in _zip(url).infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+    infos = [info for info in _zip(url).infolist() if not info.is_dir()]
+    for info in infos:
+        if {"", ".", ".."} & set(info.filename.split("/")) or "\\" in info.filename:
+            raise SourceError(f"source {url} holds a member named {info.filename[:80]!r}, which leaves the archive")
+    infos = [info for info in infos if not _is_hidden(info.filename)]
     sizes = {info.filename: info.file_size for info in infos}
     if len(sizes) != len(infos):
         raise SourceError(f"source {url} holds two members of one name; pack it again")
     for info in infos:
-        parts = info.filename.split("/")
-        if {"", ".", ".."} & set(parts) or "\\" in info.filename:
-            raise SourceError(f"source {url} holds a member named {info.filename[:80]!r}, which leaves the archive")
         if info.flag_bits & 1:
             raise SourceError(f"source {url} is encrypted ({info.filename}); unpack it and name the folder")
         if info.compress_type not in _ZIP_METHODS:
@@ -201,11 +203,15 @@ def _scan_zip(url: str, class_names: Sequence[str]) -> Source:
 
 @functools.lru_cache(maxsize=2)
 def _zip(url: str) -> zipfile.ZipFile:
-    """The open archive, one a process."""
+    """The open archive, one a process; its file is closed when it leaves the cache."""
+    file = storage.open_seekable(url)
     try:
-        return zipfile.ZipFile(storage.open_seekable(url))
+        archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        file.close()
         raise SourceError(f"source {url} is no readable zip ({error}); copy it again") from error
+    weakref.finalize(archive, file.close)
+    return archive
 
 
 def _read_zip_member(url: str, name: str) -> bytes:

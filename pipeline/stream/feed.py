@@ -147,6 +147,7 @@ def plan_dataset(reader: ChunkReader, first_chunk: int, num_chunks: int) -> ray.
     context.target_max_block_size = None
     context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # so that a bad dataset is told in its own words
     chunks = ray.data.range(num_chunks, override_num_blocks=max(1, num_chunks // 1000))
     return chunks.repartition(target_num_rows_per_block=1).map_batches(
         reader, batch_size=None, fn_kwargs={"first_chunk": first_chunk}

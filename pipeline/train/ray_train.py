@@ -155,8 +155,15 @@ def _rank_main(settings: Mapping[str, Any]) -> None:
     try:
         _train(spec, workers, board)
     except InputError as error:
-        ray.get(board.fail.remote(error))
+        ray.get(board.fail.remote(_in_its_own_words(error)))
         raise
+
+
+def _in_its_own_words(error: InputError) -> InputError:
+    """What a read task raised comes wrapped, with Ray's advice on retries below our line."""
+    own = getattr(error, "cause", None) or error
+    kind = type(own) if isinstance(own, InputError) else InputError
+    return kind(str(own).strip().splitlines()[0])
 
 
 def _train(spec: RunSpec, workers: Workers, board: Any) -> None:

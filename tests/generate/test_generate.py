@@ -1,0 +1,204 @@
+"""Generation: every image exactly once, a pure function of plan and number, whatever is there already."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from pipeline import images, snapshot, storage
+from pipeline.config import ConfigError
+from pipeline.dataset import index, record
+from pipeline.dataset.record import DatasetError
+from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
+from pipeline.generate import shard_writer
+from pipeline.generate.plan import GenerateConfig, GeneratePlan
+from pipeline.generate.ray_generate import generate, missing_shards
+from pipeline.snapshot import SnapshotConfig, SnapshotError
+
+CLASSES = ("circle", "square", "star")
+CPU = torch.device("cpu")
+
+
+def make_snapshot(run_url: str, classes: tuple[str, ...] = CLASSES, channels: int = 1) -> str:
+    shape = ImageShape(resolution=16, channels=channels, num_classes=len(classes))
+    network = NetworkConfig(z_dim=8, base_width=8)
+    G, D = build(network, shape, seed=0)
+    G.layers[-1].weight.data.mul_(30)  # untrained weights give grey images; these have contrast
+    config = SnapshotConfig(
+        network=network, shape=shape, classes=classes, cur_nimg=64, precision="fp32", lineage={"training_run": "test"}
+    )
+    return snapshot.save(run_url, config, G, D)
+
+
+def plan_of(source: snapshot.Snapshot, **settings: object) -> GeneratePlan:
+    config = GenerateConfig(**({"num_images": 25, "shard_size": 10, "micro_batch": 4} | settings))  # type: ignore[arg-type]
+    shape = source.config.shape
+    return GeneratePlan(
+        config=config,
+        snapshot_digest=source.digest,
+        resolution=shape.resolution,
+        channels=shape.channels,
+        z_dim=source.config.network.z_dim,
+        classes=source.config.classes,
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> snapshot.Snapshot:
+    return snapshot.load(make_snapshot(str(tmp_path / "run")))
+
+
+def write_all(out: str, plan: GeneratePlan, source: snapshot.Snapshot) -> None:
+    for shard in missing_shards(out, plan):
+        shard_writer.write_shard(out, plan, source.G_ema, shard, CPU)
+
+
+def stored(url: str) -> dict[str, bytes]:
+    return {entry.name: storage.read(storage.join(url, entry.name)) for entry in storage.list_entries(url)}
+
+
+def test_shards_cover_every_number_once(source: snapshot.Snapshot) -> None:
+    plan = plan_of(source)
+    assert plan.num_shards == 3
+    assert np.concatenate([plan.seeds(shard) for shard in range(3)]).tolist() == list(range(25))
+    assert np.bincount(plan.labels(np.arange(24))).tolist() == [8, 8, 8]
+    assert plan_of(source, shard_size=100).num_shards == 1
+
+
+def test_an_image_depends_on_seed_and_number_alone(source: snapshot.Snapshot) -> None:
+    plan = plan_of(source)
+    assert np.array_equal(plan.noise(np.array([7])), plan.noise(np.arange(10))[7:8])
+    other = plan_of(source, seed=1)
+    assert not np.array_equal(plan.noise(np.array([7])), other.noise(np.array([7])))
+
+
+def test_a_part_describes_the_stored_bytes(tmp_path: Path, source: snapshot.Snapshot) -> None:
+    out, plan = str(tmp_path / "out"), plan_of(source)
+    write_all(out, plan, source)
+    import io
+
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(io.BytesIO(storage.read(shard_writer.part_url(out, 2)))).to_pylist()
+    assert [(row["key"], row["seed"], row["label"]) for row in rows] == [(f"{i:09d}", i, i % 3) for i in range(20, 25)]
+    shard = storage.read(f"{out}/train/shard-000002.tar")
+    for row in rows:
+        pixels = images.decode(shard[row["offset"] : row["offset"] + row["size"]], channels=1).pixels
+        assert pixels.shape == (16, 16, 1)
+
+
+def test_a_shard_that_is_there_is_adopted_a_strange_one_refused(tmp_path: Path, source: snapshot.Snapshot) -> None:
+    out, plan = str(tmp_path / "out"), plan_of(source)
+    other = plan_of(source, quality=50, image_format="jpeg")  # another encoder's bytes for the same keys
+    rival = shard_writer.build_shard(other, source.G_ema, 0, CPU)
+    storage.put_if_absent(f"{out}/train/shard-000000.tar", rival)
+    shard_writer.write_shard(out, plan, source.G_ema, 0, CPU)
+    assert storage.read(f"{out}/train/shard-000000.tar") == rival
+    wrong = shard_writer.build_shard(plan, source.G_ema, 0, CPU)
+    storage.put_if_absent(f"{out}/train/shard-000001.tar", wrong)
+    with pytest.raises(DatasetError, match="does not hold the images 000000010 to 000000019"):
+        shard_writer.write_shard(out, plan, source.G_ema, 1, CPU)
+
+
+@pytest.mark.parametrize(
+    "lost", [["train/index/part-00001.parquet"], ["train/index/part-00001.parquet", "train/shard-000001.tar"]]
+)
+def test_what_is_missing_is_made_again_with_the_same_bytes(
+    tmp_path: Path, source: snapshot.Snapshot, lost: list[str]
+) -> None:
+    out, plan = str(tmp_path / "out"), plan_of(source)
+    write_all(out, plan, source)
+    before = stored(out)
+    for name in lost:
+        storage.delete(f"{out}/{name}")
+    assert missing_shards(out, plan) == [1]
+    write_all(out, plan, source)
+    assert stored(out) == before
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_the_webdataset_library_reads_what_ray_made(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    source: snapshot.Snapshot,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = str(tmp_path / "out") if store == "local" else str(request.getfixturevalue("s3"))
+    plan, counts = plan_of(source), list[int]()
+    lineage = record.settle_plan(out, plan.to_dict(), {"who": "first"})
+    snapshot_url = snapshot.find(str(tmp_path / "run"))
+
+    def run(workers: int, on_progress: Callable[[int], None]) -> record.DatasetRecord:
+        return generate(snapshot_url, out, plan, lineage, num_workers=workers, use_gpu=False, on_progress=on_progress)
+
+    made = run(2, counts.append)
+    assert sorted(counts) == [5, 10, 10]
+    assert record.read(out)[0] == made
+    assert made.num_samples("train") == 25
+    assert run(1, pytest.fail) == made  # nothing is missing: nothing is made
+
+    local = tmp_path / "copy"
+    local.mkdir()
+    for name in (index.shard_name(shard) for shard in range(3)):
+        (local / name).write_bytes(storage.read(f"{out}/train/{name}"))
+    monkeypatch.setenv("WDS_SECURE", "1")
+    read = webdataset.WebDataset(sorted(map(str, local.iterdir())), shardshuffle=False).decode("rgb8")
+    samples = list(read)
+    assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(25)]
+    assert [sample["cls"] for sample in samples] == [i % 3 for i in range(25)]
+    assert {sample["png"].shape for sample in samples} == {(16, 16, 3)}
+    in_process = str(tmp_path / "in-process")
+    write_all(in_process, plan, source)
+    # One process or many: the same bytes.
+    assert stored(f"{in_process}/train") == stored(f"{out}/train")
+
+
+def test_unconditional_rgb_has_no_labels(tmp_path: Path) -> None:
+    source = snapshot.load(make_snapshot(str(tmp_path / "rgb"), classes=(), channels=3))
+    out, plan = str(tmp_path / "out"), plan_of(source, image_format="webp", num_images=3)
+    write_all(out, plan, source)
+    rows = index.rows_of_shard("s", storage.read(f"{out}/train/shard-000000.tar"), 3)
+    assert rows["label"].to_pylist() == [None] * 3
+
+
+@pytest.mark.parametrize("settings", [{"num_images": 0}, {"num_images": -3}, {"shard_size": 0}, {"quality": 101}])
+def test_counts_that_mean_nothing(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        GenerateConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["G_ema.safetensors", "D.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "altered", "not ours"])
+def test_a_snapshot_that_is_damaged_or_not_ours(tmp_path: Path, name: str, damage: str) -> None:
+    url = Path(make_snapshot(str(tmp_path)))
+    data = (url / name).read_bytes()
+    (url / name).unlink()
+    replacement = {"cut": data[: len(data) // 2], "altered": bytes([data[0] ^ 255]) + data[1:], "not ours": b'{"a": 1}'}
+    if damage in replacement:
+        (url / name).write_bytes(replacement[damage])
+    with pytest.raises(SnapshotError) as caught:
+        snapshot.load(str(url))
+    assert str(url) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_furthest_trained_snapshot_of_a_run_is_found(tmp_path: Path, source: snapshot.Snapshot) -> None:
+    run_url = str(tmp_path / "run")
+    later = snapshot.save(run_url, dataclasses.replace(source.config, cur_nimg=10**6), source.G_ema, source.D)
+    assert snapshot.find(run_url) == later == snapshot.find(later)
+    with pytest.raises(SnapshotError, match="no snapshot here"):
+        snapshot.find(str(tmp_path / "nothing"))
+
+
+def test_a_snapshot_of_another_format_is_refused(tmp_path: Path) -> None:
+    config = Path(make_snapshot(str(tmp_path))) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))
+    with pytest.raises(SnapshotError, match="format 99"):
+        snapshot.load(str(config.parent))

@@ -1,0 +1,58 @@
+"""A small real dataset, made without Ray: circles and squares of random sizes, two classes."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline import images, storage
+from pipeline.dataset import index, record, tar
+from pipeline.dataset.record import DatasetRecord, Part
+
+CLASSES = ("circle", "square")
+
+
+def shape_image(seed: int, label: int, resolution: int) -> NDArray[np.uint8]:
+    """uint8 [R, R, 1]: one white shape on black."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("L", (resolution, resolution))
+    size = int(rng.integers(resolution // 3, resolution - 4))
+    left, top = (int(rng.integers(1, resolution - size)) for _ in range(2))
+    box = (left, top, left + size, top + size)
+    draw = ImageDraw.Draw(image)
+    (draw.ellipse if label == 0 else draw.rectangle)(box, fill=int(rng.integers(128, 256)))
+    return np.asarray(image)[:, :, None]
+
+
+def shard_bytes(start: int, count: int, resolution: int) -> bytes:
+    """A shard of samples start … start + count − 1, classes in turn."""
+    return tar.build(
+        (
+            f"{i:09d}",
+            {"png": images.encode(shape_image(i, i % 2, resolution), "png", 100), "cls": str(i % 2).encode()},
+        )
+        for i in range(start, start + count)
+    )
+
+
+def make_dataset(url: str, num_samples: int = 100, shard_size: int = 30, resolution: int = 16) -> DatasetRecord:
+    """Write it to `url`, split `train`; returns its record."""
+    tables: list[pa.Table] = []
+    for number, start in enumerate(range(0, num_samples, shard_size)):
+        data = shard_bytes(start, min(shard_size, num_samples - start), resolution)
+        storage.put_if_absent(storage.join(url, "train", index.shard_name(number)), data)
+        tables.append(index.rows_of_shard(index.shard_name(number), data, 1))
+    parts = []
+    for number in range(0, len(tables), 2):  # two shards a part, so that readers cross parts
+        data = index.encode_part(tables[number : number + 2])
+        name = index.part_name(number // 2)
+        storage.put_if_absent(storage.join(url, "train", name), data)
+        rows = sum(len(table) for table in tables[number : number + 2])
+        parts.append(Part(name=name, rows=rows, sha256=hashlib.sha256(data).hexdigest()))
+    result = DatasetRecord(
+        channels=1, resolution=resolution, image_format="png", classes=CLASSES, splits={"train": tuple(parts)}
+    )
+    record.commit(url, result)
+    return result

@@ -1,0 +1,173 @@
+"""The loop of one rank, without Ray: the clock, ticks, and a resume that changes nothing."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import images, snapshot, storage
+from pipeline.config import ConfigError
+from pipeline.dataset.index import IndexReader
+from pipeline.errors import InputError
+from pipeline.gan.networks.build import ImageShape, NetworkConfig
+from pipeline.gan.step import StepConfig
+from pipeline.stream.feed import Batch, ChunkReader, rank_batches
+from pipeline.stream.order import OrderPlan
+from pipeline.train import checkpoint, log, loop
+from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.loop import Outlets, RunSpec, TrainConfig, World
+from tests.small import CLASSES, make_dataset
+
+TRAIN = TrainConfig(
+    total_kimg=0.16, batch_size=8, num_lanes=4, tick_kimg=0.04, checkpoint_kimg=0.08, deterministic=True
+)
+WORLD = World(rank=0, size=1, device=torch.device("cpu"), wrap=lambda network: network)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> ChunkReader:
+    made = make_dataset(str(tmp_path / "data"), num_samples=50)
+    plan = OrderPlan(num_samples=50, seed=0, batch_size=8, num_lanes=4, steps_per_group=3)
+    index = IndexReader(str(tmp_path / "data" / "train"), made.splits["train"])
+    return ChunkReader(index=index, plan=plan, resolution=16, channels=1)
+
+
+def spec_of(run_url: str, reader: ChunkReader, **train: Any) -> RunSpec:
+    return RunSpec(
+        run_url=run_url,
+        owner=1,
+        plan=reader.plan,
+        dataset_digest="d" * 64,
+        shape=ImageShape(resolution=16, channels=1, num_classes=2),
+        classes=CLASSES,
+        network=NetworkConfig(z_dim=8, base_width=4),
+        step=StepConfig(precision="fp32"),
+        train=dataclasses.replace(TRAIN, **train),
+        lineage={"training_run": "test"},
+    )
+
+
+def batches_from(reader: ChunkReader, first_step: int) -> Iterator[Batch]:
+    first = reader.plan.first_chunk(first_step)
+    blocks = (reader({"id": np.array([n])}, 0) for n in range(first, 10**6))
+    return rank_batches(blocks, reader.plan, first_step, 0, 1)
+
+
+def train(spec: RunSpec, reader: ChunkReader) -> list[Mapping[str, float]]:
+    """Run to the end from the last checkpoint; returns what was reported."""
+    torch.set_num_threads(1)
+    reports: list[Mapping[str, float]] = []
+    start = checkpoint.latest_valid(spec.run_url, pytest.fail)
+    first = spec.data_step(start.cur_nimg if start else 0)
+    outlets = Outlets(progress=lambda *_: None, report=reports.append)
+    loop.run(spec, WORLD, start, batches_from(reader, first), outlets)
+    return reports
+
+
+def final_state(run_url: str) -> tuple[int, dict[str, Any]]:
+    last = checkpoint.latest_valid(run_url, pytest.fail)
+    assert last is not None
+    return last.cur_nimg, dict(checkpoint.load(run_url, last.number).tensors)
+
+
+def assert_bit_equal(a: Any, b: Any) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, Mapping):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_bit_equal(a[key], b[key])
+    else:
+        assert a == b
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path, reader: ChunkReader) -> None:
+    url = str(tmp_path / "run")
+    reports = train(spec_of(url, reader), reader)
+    assert [report["cur_nimg"] for report in reports] == [40, 80, 120, 160]
+    assert [stats["cur_nimg"] for stats in log.read_stats(url)] == [40, 80, 120, 160]
+    assert [event["cur_nimg"] for event in log.read_events(url) if event["event"] == "checkpoint"] == [80, 160]
+    grids = [entry.name for entry in storage.list_entries(f"{url}/samples")]
+    assert grids == [f"0001-{nimg:012d}.png" for nimg in (40, 80, 120, 160)]
+    assert images.decode(storage.read(f"{url}/samples/{grids[0]}"), channels=1).pixels.shape == (2 * 16, 10 * 16, 1)
+    assert len(list(storage.list_entries(f"{url}/tensorboard"))) == 4
+    taken = snapshot.load(snapshot.find(url))
+    assert taken.config.cur_nimg == 160
+    assert taken.config.classes == CLASSES
+    assert_bit_equal(taken.G_ema.state_dict(), final_state(url)[1]["G_ema"])
+
+
+@pytest.mark.parametrize("cut_nimg", [80, 120])
+def test_resumed_equals_undisturbed(tmp_path: Path, reader: ChunkReader, cut_nimg: int) -> None:
+    """The second cut lies after a checkpoint and inside a group: the work since then is done again, to the bit."""
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(spec_of(whole, reader), reader)
+
+    def die(cur_nimg: int, _: Mapping[str, Any]) -> None:
+        if cur_nimg == cut_nimg:
+            raise KeyboardInterrupt
+
+    outlets, cut = Outlets(progress=die, report=lambda _: None), spec_of(parts, reader)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(cut, WORLD, None, batches_from(reader, 0), outlets)
+    first = final_state(parts)[0] if cut_nimg > 80 else 0
+    assert first == (80 if cut_nimg > 80 else 0)
+    train(spec_of(parts, reader), reader)
+    assert final_state(parts)[0] == final_state(whole)[0] == 160
+    assert_bit_equal(final_state(parts)[1], final_state(whole)[1])
+    resumed = [event for event in log.read_events(parts) if event["event"] == "resumed"]
+    assert [event["cur_nimg"] for event in resumed] == ([80] if cut_nimg > 80 else [])
+
+
+def test_a_finished_run_is_extended_not_repeated(tmp_path: Path, reader: ChunkReader) -> None:
+    longer, whole = str(tmp_path / "longer"), str(tmp_path / "whole")
+    train(spec_of(longer, reader, total_kimg=0.08), reader)
+    train(spec_of(longer, reader), reader)
+    train(spec_of(whole, reader), reader)
+    assert_bit_equal(final_state(longer)[1], final_state(whole)[1])
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"plan": {"batch_size": 16}}, {"dataset_digest": "e" * 64}])
+def test_resuming_with_other_settings_is_refused(tmp_path: Path, reader: ChunkReader, change: dict[str, Any]) -> None:
+    url = str(tmp_path / "run")
+    train(spec_of(url, reader, total_kimg=0.08), reader)
+    other = spec_of(url, reader, **{name: value for name, value in change.items() if name == "seed"})
+    if "plan" in change:
+        other = dataclasses.replace(other, plan=dataclasses.replace(reader.plan, **change["plan"]))
+    if "dataset_digest" in change:
+        other = dataclasses.replace(other, dataset_digest=change["dataset_digest"])
+    with pytest.raises(CheckpointError, match="cannot resume with other settings"):
+        train(other, reader)
+
+
+def test_too_many_unreadable_samples_stop_the_run(tmp_path: Path, reader: ChunkReader) -> None:
+    bad = (dataclasses.replace(batch, replaced=("why",)) for batch in batches_from(reader, 0))
+    outlets = Outlets(progress=lambda *_: None, report=lambda _: None)
+    with pytest.raises(InputError, match=r"12\.5% of the samples"):
+        loop.run(spec_of(str(tmp_path / "run"), reader), WORLD, None, bad, outlets)
+
+
+def test_noise_depends_on_position_not_on_batch(tmp_path: Path, reader: ChunkReader) -> None:
+    trainer = loop._Trainer(spec_of(str(tmp_path), reader), WORLD, None)
+    together = trainer._noise("z/G", np.array([5, 6, 900]))
+    assert torch.equal(together[1:2], trainer._noise("z/G", np.array([6])))
+    assert not torch.equal(together, trainer._noise("z/D", np.array([5, 6, 900])))
+    trainer.attempt = 2  # a rollback draws new noise
+    assert not torch.equal(together, trainer._noise("z/G", np.array([5, 6, 900])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"batch_size": 10, "num_lanes": 4}, "not a multiple"),
+        ({"total_kimg": 0.0}, "total_kimg must be above 0"),
+        ({"num_to_keep": 0}, "num_to_keep"),
+    ],
+)
+def test_settings_that_mean_nothing(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        TrainConfig(**settings)

@@ -1,0 +1,114 @@
+"""The trainer on real Ray: several ranks, a killed worker, and what a cluster can hold."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import snapshot, storage
+from pipeline.stream.feed import ChunkReader
+from pipeline.train import log
+from pipeline.train.loop import RunSpec
+from pipeline.train.ownership import Ownership
+from pipeline.train.ray_train import ResourceError, Workers, WorkersConfig, fit, fit_workers
+from tests.train.test_loop import assert_bit_equal, final_state, reader, spec_of
+
+__all__ = ["reader"]
+
+ONE = Workers(count=1, cpus=1, threads=1, use_gpu=False, max_failures=3)
+
+
+def fit_owned(spec: RunSpec, reader: ChunkReader, workers: Workers, on_progress: Any = lambda *_: None) -> None:
+    with Ownership(spec.run_url) as owner:
+        fit(dataclasses.replace(spec, owner=owner.number), reader, workers, on_progress)
+
+
+def training_workers() -> list[int]:
+    """Process ids of the training workers that this process's Ray started."""
+    commands = [(path.parent, path.read_bytes()) for path in Path("/proc").glob("[0-9]*/cmdline")]
+    return [int(folder.name) for folder, command in commands if b"RayTrainWorker" in command]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_three_ranks_train_to_the_end(tmp_path: Path, reader: ChunkReader) -> None:
+    url, seen = str(tmp_path / "run"), list[int]()
+
+    def on_progress(cur_nimg: int, _: Mapping[str, Any]) -> None:
+        seen.append(cur_nimg)
+
+    fit_owned(spec_of(url, reader), reader, dataclasses.replace(ONE, count=3), on_progress)
+    assert seen[-1] == 160
+    assert [stats["cur_nimg"] for stats in log.read_stats(url)] == [40, 80, 120, 160]
+    assert all(stats["real_prob"] < 1 for stats in log.read_stats(url))  # means over the global batch, not over ranks
+    assert snapshot.load(snapshot.find(url)).config.cur_nimg == 160
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_changes_nothing(tmp_path: Path, reader: ChunkReader) -> None:
+    """SIGKILL after the first checkpoint: the group restarts from it, and ends with the same bits."""
+    quiet, killed = str(tmp_path / "quiet"), str(tmp_path / "killed")
+    settings = {"total_kimg": 1.6, "tick_kimg": 0.08, "checkpoint_kimg": 0.08}
+    fit_owned(spec_of(quiet, reader, **settings), reader, ONE)
+    done: list[int] = []
+
+    def kill_one() -> None:
+        while not any(event["event"] == "checkpoint" for event in log.read_events(killed)):
+            time.sleep(0.02)
+        victims = training_workers()
+        os.kill(victims[0], signal.SIGKILL)
+        done.append(victims[0])
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    fit_owned(spec_of(killed, reader, **settings), reader, ONE)
+    killer.join()
+    assert done
+    resumed = [event for event in log.read_events(killed) if event["event"] == "resumed"]
+    assert [event["cur_nimg"] > 0 for event in resumed] == [True]
+    assert final_state(killed)[0] == final_state(quiet)[0] == 1600
+    assert_bit_equal(final_state(killed)[1], final_state(quiet)[1])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_the_user_can_mend_is_told_in_its_own_words(tmp_path: Path, reader: ChunkReader) -> None:
+    (tmp_path / "data" / "train" / "shard-000000.tar").unlink()
+    started = time.monotonic()
+    with pytest.raises(storage.NotFoundError, match=r"^\S*shard-000000\.tar: [^\n]*$"):
+        fit_owned(spec_of(str(tmp_path / "run"), reader), reader, dataclasses.replace(ONE, max_failures=0))
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("config", "cpus", "wanted"),
+    [
+        (WorkersConfig(), 2, (1, 1.0, 2)),
+        (WorkersConfig(num_workers=2), 2, (2, 0.5, 1)),
+        (WorkersConfig(num_workers=3), 8, (3, 1.0, 2)),
+        (WorkersConfig(num_workers=3, cpus_per_worker=0.25, threads_per_worker=5), 2, (3, 0.25, 5)),
+    ],
+)
+def test_workers_leave_a_cpu_to_read(config: WorkersConfig, cpus: float, wanted: tuple[int, float, int]) -> None:
+    workers = fit_workers(config, 8, {"CPU": cpus})
+    assert (workers.count, workers.cpus, workers.threads) == wanted
+    assert workers.count * workers.cpus <= cpus - 1
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster", "why"),
+    [
+        (WorkersConfig(), {"CPU": 1.0}, "leave none to read"),
+        (WorkersConfig(num_workers=2, cpus_per_worker=1), {"CPU": 2.0}, "leave none to read"),
+        (WorkersConfig(num_workers=9), {"CPU": 64.0}, "between 1 and train.num_lanes = 8"),
+        (WorkersConfig(num_workers=0), {"CPU": 64.0}, "between 1"),
+        (WorkersConfig(use_gpu=True), {"CPU": 64.0}, "GPU each and the cluster has 0"),
+    ],
+)
+def test_what_a_cluster_cannot_hold(config: WorkersConfig, cluster: dict[str, float], why: str) -> None:
+    with pytest.raises(ResourceError, match=why):
+        fit_workers(config, 8, cluster)
