@@ -1,4 +1,4 @@
-# Everything lives in .venv and in the folder a command is told to write to.
+# Everything lives in .venv and in the folder a command is told to write to; downloads stay in the user's cache folder.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo

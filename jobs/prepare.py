@@ -40,7 +40,7 @@ def run(job: PrepareJob, terminal: Terminal) -> int:
         terminal.line(f"prepare: already done, {_holds(out_url)} in {out_url}")
         return cli.EXIT_DONE
     storage.probe(out_url)
-    _make(source, out_url, job.prepare, terminal)
+    _make(source, job, out_url, terminal)
     return cli.EXIT_DONE
 
 
@@ -52,14 +52,14 @@ def _source(job: PrepareJob) -> str:
     return fashion_mnist.find(None, job.cache or Path(home) / "ganymede")
 
 
-def _make(source: Source, out_url: str, config: PrepareConfig, terminal: Terminal) -> None:
+def _make(source: Source, job: PrepareJob, out_url: str, terminal: Terminal) -> None:
     # Only now: Ray takes seconds to import, and a finished dataset needs none.
     from jobs.ray_session import start_ray
     from pipeline.prepare import ray_prepare
 
     start_ray(terminal)
     with terminal.progress(len(source.items), "img", "prepare") as bar:
-        summary = ray_prepare.prepare(source, out_url, config, bar.update)
+        summary = ray_prepare.prepare(source, job.source, out_url, job.prepare, bar.update)
     if summary.quarantined:
         terminal.warn(f"{summary.quarantined} corrupt images were left out; see {storage.join(out_url, 'events')}")
     converted = ", ".join(f"{kind} {count}" for kind, count in summary.converted.items())

@@ -79,6 +79,30 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+@contextlib.contextmanager
+def _native_stderr_to(path: Path) -> Iterator[None]:
+    """Within it, what compiled libraries write to file descriptor 2 goes to a file; Python's sys.stderr stays.
+
+    Ray's C++ side prints its advice there, beside its own logs, and no Python setting reaches it.
+    """
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, ValueError, OSError):  # replaced by a caller, e.g. a test's capture: nothing to move
+        yield
+        return
+    shown, before = os.dup(descriptor), sys.stderr
+    sys.stderr = open(shown, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")  # noqa: SIM115
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(shown, descriptor)
+        sys.stderr.close()
+        sys.stderr = before
+
+
 class Terminal:
     """The terminal of one run of a verb."""
 
@@ -135,7 +159,8 @@ class Terminal:
         self._log_places = [str(self.log_path)]
         self._captures = True
         try:
-            yield
+            with contextlib.nullcontext() if self.verbose else _native_stderr_to(self.log_path):
+                yield
         finally:
             self._captures = False
             logging.captureWarnings(False)

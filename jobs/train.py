@@ -11,8 +11,8 @@ import ray
 from jobs import cli, presets
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
-from pipeline import storage
-from pipeline.config import to_yaml
+from pipeline import config, storage
+from pipeline.config import to_dict, to_yaml
 from pipeline.dataset import record
 from pipeline.dataset.index import IndexReader
 from pipeline.gan.networks.build import ImageShape, NetworkConfig
@@ -98,10 +98,11 @@ def _open(job: TrainJob) -> tuple[RunSpec, ChunkReader]:
     )
     index = IndexReader(storage.join(job.dataset, job.split), dataset.splits[job.split])
     reader = ChunkReader(index=index, plan=plan, resolution=shape.resolution, channels=shape.channels)
+    # By content, not by place: the same run in another folder has the same snapshot.
+    training_run = {"dataset": digest, **{name: to_dict(getattr(job, name)) for name in ("network", "step", "train")}}
     lineage = {
-        "dataset": job.dataset,
         "dataset_digest": digest,
-        "training_run": job.out,
+        "training_run": config.digest(training_run),
         "code_version": importlib.metadata.version("ganymede"),
     }
     spec = RunSpec(

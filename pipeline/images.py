@@ -59,6 +59,7 @@ _BAD_DATA = (
     OverflowError,
     struct.error,
     zlib.error,
+    isal_zlib.error,
     Image.DecompressionBombError,
     Warning,
 )
@@ -91,6 +92,9 @@ def decode(data: bytes, *, channels: int) -> Decoded:
             fast = _decode_jpeg(data, channels)
             if fast is not None:
                 return fast
+        pixels = _decode_plain_png(data, channels)
+        if pixels is not None:
+            return Decoded(pixels, frozenset())
         with _warning_filters, warnings.catch_warnings():
             warnings.simplefilter("error")
             return _decode_any(data, channels)
@@ -114,6 +118,28 @@ def _decode_jpeg(data: bytes, channels: int) -> Decoded | None:
     pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB")
     upright = _upright(pixels.reshape(height, width, channels), orientation)
     return Decoded(upright, frozenset({"exif"} if orientation != 1 else ()))
+
+
+def _decode_plain_png(data: bytes, channels: int) -> Pixels | None:
+    """The fast path for what `_encode_png` writes, five times Pillow's speed at 32²; None for every other PNG, and for
+    one that is damaged.
+    """
+    if data[:16] != _PNG_SIGNATURE + b"\0\0\0\rIHDR" or data[24:29] != bytes([8, 2 * (channels == 3), 0, 0, 0]):
+        return None
+    width, height, idat_bytes = *struct.unpack(">II", data[16:24]), int.from_bytes(data[33:37], "big")
+    body = data[41 : 41 + idat_bytes]
+    chunks = ((b"IHDR", data[16:29]), (b"IDAT", body), (b"IEND", b""))
+    if len(data) != 57 + idat_bytes or data[8:] != b"".join(_png_chunk(*chunk) for chunk in chunks):
+        return None
+    _check_size(width, height)
+    row_bytes = 1 + width * channels
+    raw = isal_zlib.decompressobj().decompress(body, max_length=height * row_bytes + 1)
+    if len(raw) != height * row_bytes:
+        return None
+    rows = np.frombuffer(raw, np.uint8).reshape(height, row_bytes)
+    if (rows[:, 0] != 2).any():
+        return None
+    return np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8).reshape(height, width, channels)
 
 
 def _decode_any(data: bytes, channels: int) -> Decoded:

@@ -266,3 +266,18 @@ def test_fits() -> None:
 
 def test_encoder_names_its_version() -> None:
     assert [images.encoder(f).split()[0] for f in ("png", "jpeg", "webp")] == ["png-up", "simplejpeg", "pillow"]
+
+
+@given(hnp.arrays(np.uint8, shapes), st.data())
+def test_the_fast_png_path_is_pillows(pixels: Pixels, data: st.DataObject) -> None:
+    """What we write takes the fast path and shows the same pixels; a flipped bit never passes it."""
+    coded = images.encode(pixels, "png", 100)
+    channels = pixels.shape[2]
+    fast = images._decode_plain_png(coded, channels)
+    assert fast is not None
+    assert np.array_equal(fast, pixels)
+    assert np.array_equal(images._decode_any(coded, channels).pixels, pixels)
+    assert images._decode_plain_png(coded, 4 - channels) is None
+    place = data.draw(st.integers(0, len(coded) - 1))
+    damaged = coded[:place] + bytes([coded[place] ^ 1]) + coded[place + 1 :]
+    assert images._decode_plain_png(damaged, channels) is None

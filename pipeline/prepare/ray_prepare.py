@@ -61,18 +61,22 @@ class _Made:
         return self.unit.stop - self.unit.start - len(self.rows)
 
 
-def lineage(source: Source) -> dict[str, str]:
-    """Where the images come from, for plan.json."""
-    return {"source": source.url, "code_version": version("ganymede")}
+def lineage(source: Source, named: str) -> dict[str, str]:
+    """Where the images come from, for plan.json: as the user named it, and what it held."""
+    return {"source": named, "source_digest": source.digest, "code_version": version("ganymede")}
 
 
-def prepare(source: Source, out_url: str, config: PrepareConfig, on_progress: Callable[[int], None]) -> Summary:
+def prepare(
+    source: Source, named: str, out_url: str, config: PrepareConfig, on_progress: Callable[[int], None]
+) -> Summary:
     """Make the dataset at `out_url`; needs a running Ray. `on_progress` is told of each finished shard's samples.
+
+    `named` is the source as the user named it, for the lineage.
 
     Raises SourceError when too many images are corrupt, DatasetError when another dataset is at `out_url`,
     StorageError as storage does.
     """
-    stored_lineage = record.settle_plan(out_url, plans.make(source, config), lineage(source))
+    stored_lineage = record.settle_plan(out_url, plans.make(source, config), lineage(source, named))
     units = plans.units(source.counts(), config.shard_size)
     tally = _Tally(source.counts(), config)
     made: list[_Made] = []

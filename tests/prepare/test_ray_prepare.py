@@ -33,7 +33,7 @@ pytestmark = [
 def _prepare(source_url: str, out: str, config: PrepareConfig, calls: list[int] | None = None) -> ray_prepare.Summary:
     source = sources.scan(source_url, label_field=config.label_field, class_names=config.class_names)
     progress: list[int] = [] if calls is None else calls
-    return ray_prepare.prepare(source, out, config, progress.append)
+    return ray_prepare.prepare(source, source_url, out, config, progress.append)
 
 
 def _digests(url: str) -> dict[str, str]:
