@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import simplejpeg
@@ -59,7 +59,7 @@ _BAD_DATA = (
     OverflowError,
     struct.error,
     zlib.error,
-    isal_zlib.error,
+    cast(type[Exception], isal_zlib.error),
     Image.DecompressionBombError,
     Warning,
 )

@@ -104,12 +104,8 @@ def _members(data: memoryview, where: str) -> Iterator[Member]:
             return
         name, kind, size = _parse(block, offset, where)
         body = offset + BLOCK_BYTES
-        cap = _MAX_EXTENSION_BYTES if kind in b"xgL" else MAX_MEMBER_BYTES
         size = long_size if long_size is not None and kind in b"0\0" else size
-        if size > cap:
-            raise TarError(f"{where}: member {name!r} has {size} bytes, more than the {cap} allowed")
-        if body + size > len(data):
-            raise TarError(f"{where}: truncated inside member {name!r} at byte {len(data)}; copy the file again")
+        _check_size(name, kind, size, len(data) - body, where)
         offset = body + size + (-size % BLOCK_BYTES)
         if kind == b"x":
             long_name, long_size = _pax(bytes(data[body : body + size]), where)
@@ -120,6 +116,14 @@ def _members(data: memoryview, where: str) -> Iterator[Member]:
             long_name, long_size = None, None
         elif kind not in b"g5":
             raise TarError(f"{where}: {name!r} is a link or a special file (type {kind!r}); only plain files are read")
+
+
+def _check_size(name: str, kind: bytes, size: int, left: int, where: str) -> None:
+    cap = _MAX_EXTENSION_BYTES if kind in b"xgL" else MAX_MEMBER_BYTES
+    if size > cap:
+        raise TarError(f"{where}: member {name!r} has {size} bytes, more than the {cap} allowed")
+    if size > left:
+        raise TarError(f"{where}: truncated inside member {name!r}; copy the file again")
 
 
 def _parse(block: bytes, offset: int, where: str) -> tuple[str, bytes, int]:

@@ -133,8 +133,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     shard = tmp_path / "train" / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
     with pytest.raises(storage.StorageError, match=r"shard-000001\.tar"):
-        for n in range(16):
-            block(reader, n)
+        [block(reader, n) for n in range(16)]
 
 
 @pytest.mark.usefixtures("ray_session")

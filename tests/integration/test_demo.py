@@ -1,0 +1,192 @@
+"""The README's promise: one command, real images to synthetic ones; killed anywhere, the same command finishes it."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from torch import nn
+
+from pipeline import images, storage
+from pipeline.dataset import record
+from pipeline.dataset.index import IndexReader
+from pipeline.train import checkpoint, log
+
+ROOT = Path(__file__).parents[2]
+SHORT = (
+    "--train.total-kimg 60 --train.tick-kimg 10 --train.checkpoint-kimg 10 --generate.num-images 6000 "
+    "--generate.shard-size 250"
+)
+PREPARED, TRAINED, GENERATED = "images", "training", "synthetic"
+LINE = re.compile(r"(log|prepare|train|generate|run|warning): |make|^\S*ganymede run |^\S*python\S* -m |^touch ")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def start(out: Path, flags: str = "") -> subprocess.Popen[str]:
+    """`make demo`, in a process group of its own. The images come from where the README says."""
+    command = ["make", "demo", f"DEMO={out}", f"DEMO_FLAGS={flags}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(out: Path, flags: str = "") -> tuple[str, float]:
+    """Run it to its end: what it printed, and how long it took."""
+    started = time.monotonic()
+    process = start(out, flags)
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
+    return printed, time.monotonic() - started
+
+
+def kill_when(out: Path, flags: str, ready: Callable[[], bool], delay_sec: float) -> None:
+    """SIGKILL to the whole process group, `delay_sec` after `ready`."""
+    process = start(out, flags)
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(delay_sec)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def digests(folder: Path, *names: str) -> dict[str, str]:
+    entries = [entry.name for name in names for entry in storage.list_entries(str(folder / name))]
+    paths = [path for name in names for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    visible = [path for path in paths if not path.name.startswith(".tmp-")]
+    assert len(entries) == len(visible)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in visible}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
+    """The whole demo, once."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    printed, elapsed_sec = finish(out)
+    return out, printed, elapsed_sec
+
+
+def test_the_demo_is_quick_and_quiet(demo: tuple[Path, str, float]) -> None:
+    out, printed, elapsed_sec = demo
+    print(printed)
+    assert elapsed_sec <= 480
+    assert [line for line in printed.splitlines() if not LINE.match(line)] == []
+    assert printed.count("log: ") == 1
+    again, again_sec = finish(out)
+    assert again_sec <= 20
+    assert again.count("already done") == 3
+
+
+def test_the_webdataset_library_reads_what_came_out(
+    demo: tuple[Path, str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthetic = demo[0] / GENERATED
+    dataset, _ = record.read(str(synthetic))
+    monkeypatch.setenv("WDS_SECURE", "1")
+    shards = sorted(map(str, (synthetic / "train").glob("*.tar")))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("l8"))
+    assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(10_000)]
+    assert [sample["cls"] for sample in samples] == [i % 10 for i in range(10_000)]
+    assert {sample["png"].shape for sample in samples} == {(32, 32)}
+    assert dataset.num_samples("train") == 10_000
+
+
+def load(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of a split, float [n, 1, 32, 32] in [0, 1], and their labels."""
+    dataset, _ = record.read(str(folder))
+    reader = IndexReader(str(folder / split), dataset.splits[split])
+    rows = reader.rows(0, reader.num_samples).to_pylist()
+    shards = {row["shard"]: (folder / split / row["shard"]).read_bytes() for row in rows}
+    pixels = [
+        images.decode(shards[row["shard"]][row["offset"] : row["offset"] + row["size"]], channels=1).pixels
+        for row in rows
+    ]
+    label = torch.tensor([row["label"] for row in rows])
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255, label
+
+
+def classifier(image: torch.Tensor, label: torch.Tensor) -> nn.Module:
+    """A small convolutional network, two passes over the images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64 * 8 * 8, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(2):
+        for batch in torch.randperm(len(image)).split(128):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(image[batch]), label[batch]).backward()
+            optimiser.step()
+    return net.eval()
+
+
+def predictions(net: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([net(part).argmax(1) for part in image.split(1000)])
+
+
+def test_a_classifier_trained_on_real_images_knows_the_synthetic_ones(demo: tuple[Path, str, float]) -> None:
+    torch.set_num_threads(2)
+    net = classifier(*load(demo[0] / PREPARED, "train"))
+    real, real_label = load(demo[0] / PREPARED, "test")
+    assert (predictions(net, real) == real_label).float().mean() > 0.85  # else it is no judge
+    image, label = load(demo[0] / GENERATED, "train")
+    agrees = (predictions(net, image) == label).float()
+    by_class = [agrees[label == one].mean().item() for one in range(10)]
+    print(json.dumps({"agreement": agrees.mean().item(), "by_class": by_class}))
+    assert agrees.mean() >= 0.7
+    assert min(by_class) >= 0.4
+    # One picture a class would agree as well: images of a class must differ among themselves as real ones do.
+    for one in range(10):
+        spread = image[label == one].std(0).mean() / real[real_label == one].std(0).mean()
+        assert spread > 0.4, f"class {one}: spread {spread:.2f} of the real images'"
+
+
+def test_killed_in_every_step_it_ends_the_same(tmp_path: Path) -> None:
+    seed = int(os.environ.get("GANYMEDE_TEST_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"seed {seed}: set GANYMEDE_TEST_SEED to repeat")
+    chance = random.Random(seed)
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    finish(quiet, SHORT)
+
+    def shards(name: str, at_least: int) -> Callable[[], bool]:
+        return lambda: len(list((killed / name / "train").glob("*.tar"))) >= at_least
+
+    def checkpoints(at_least: int) -> Callable[[], bool]:
+        return lambda: len(list((killed / TRAINED / "checkpoints").glob("*/COMMIT.json"))) >= at_least
+
+    kill_when(killed, SHORT, shards(PREPARED, chance.randint(1, 10)), 0.0)
+    assert not (killed / PREPARED / "dataset.json").exists()
+    kill_when(killed, SHORT, checkpoints(chance.randint(1, 3)), chance.uniform(0, 2))
+    assert digests(killed, PREPARED) == digests(quiet, PREPARED)
+    kill_when(killed, SHORT, shards(GENERATED, chance.randint(1, 12)), 0.0)
+    assert not (killed / GENERATED / "dataset.json").exists()
+    finish(killed, SHORT)
+
+    events = list(log.read_events(str(killed / TRAINED)))
+    resumed = [event for event in events if event["event"] == "resumed"]
+    assert resumed
+    assert resumed[0]["cur_nimg"] > 0
+    ends = [checkpoint.latest_valid(str(out / TRAINED), pytest.fail) for out in (quiet, killed)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].cur_nimg == ends[1].cur_nimg == 60_032
+    # dcgan on one worker: to the bit. Hence the snapshots, and all that is made of them, are equal too.
+    assert digests(killed, f"{TRAINED}/snapshots") == digests(quiet, f"{TRAINED}/snapshots")
+    assert digests(killed, GENERATED) == digests(quiet, GENERATED)

@@ -1,0 +1,163 @@
+"""`ganymede train`, `generate` and `run` as a user types them: what is wrong is told in one line, with exit code 2."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs import cli, generate, run, train
+from jobs.cli import Verb
+from pipeline import storage
+from tests.generate.test_generate import make_snapshot
+from tests.s3_server import S3Server
+from tests.small import make_dataset
+
+
+def refused(capsys: pytest.CaptureFixture[str], verb: Verb, words: Sequence[str]) -> str:
+    """The one line on stderr of a command that is refused."""
+    capsys.readouterr()
+    assert cli.run_verb(verb, list(words)) == cli.EXIT_BAD_INPUT
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if not line.startswith("log: ")]
+    assert len(lines) == 1, output.err
+    assert output.out == ""
+    assert lines[0].startswith(f"ganymede {verb.name}: ")
+    return lines[0]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    make_dataset(str(tmp_path / "data"))
+    return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        (["--split", "validation"], "no split 'validation'"),
+        (["--preset", "dcgam"], "dcgan"),
+        (["--train.total-kimgs", "1"], "total-kimg"),
+        (["--train.total-kimg", "-1"], "total_kimg must be above 0"),
+        (["--train.batch-size", "10"], "not a multiple of num_lanes"),
+        (["--network.name", "biggan"], "dcgan"),
+        (["--step.loss", "hinge"], "non_saturating"),
+    ],
+)
+def test_train_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str, extra: list[str], why: str
+) -> None:
+    out = tmp_path / "run"
+    assert why in refused(capsys, train.VERB, ["--dataset", data, "--out", str(out), *extra])
+    assert not out.exists()
+
+
+def test_train_refuses_what_is_no_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]
+    assert "no dataset here" in refused(capsys, train.VERB, words)
+    assert "scheme" in refused(capsys, train.VERB, ["--dataset", "ftp://x/y", "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("verb", [train.VERB, generate.VERB], ids=lambda verb: verb.name)
+@pytest.mark.parametrize("fault", ["bucket", "credentials", "endpoint"])
+def test_s3_faults(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    s3_server: S3Server,
+    s3: str,
+    tmp_path: Path,
+    verb: Verb,
+    fault: str,
+) -> None:
+    out = f"{s3}/out"
+    if fault == "bucket":
+        out = "s3://no-such-bucket-here/out"
+    elif fault == "credentials":
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    words = {
+        "train": ["--dataset", make_and_name(tmp_path)],
+        "generate": ["--snapshot", make_snapshot(str(tmp_path / "run"))],
+    }[verb.name]
+    line = refused(capsys, verb, [*words, "--out", out])
+    assert s3_server.environment()["AWS_SECRET_ACCESS_KEY"] not in line
+
+
+def make_and_name(tmp_path: Path) -> str:
+    make_dataset(str(tmp_path / "data"))
+    return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        (["--num-images", "0"], "num_images must be at least 1"),
+        (["--num-images", "many"], "num"),
+        (["--image-format", "gif"], "png"),
+        (["--preset", "best"], "default"),
+    ],
+)
+def test_generate_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, extra: list[str], why: str) -> None:
+    url, out = make_snapshot(str(tmp_path / "run")), tmp_path / "out"
+    assert why in refused(capsys, generate.VERB, ["--snapshot", url, "--out", str(out), *extra])
+    assert not out.exists()
+
+
+def test_generate_refuses_a_truncated_snapshot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights = Path(make_snapshot(str(tmp_path / "run"))) / "G_ema.safetensors"
+    os.truncate(weights, 100)
+    words = ["--snapshot", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert "truncated or altered" in refused(capsys, generate.VERB, words)
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "config.json").write_text('{"model_type": "llama"}')
+    words[1] = str(tmp_path / "pickle")
+    assert "not a snapshot of ganymede" in refused(capsys, generate.VERB, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_refuses_a_url_that_holds_something_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str
+) -> None:
+    url = make_snapshot(str(tmp_path / "run"))
+    before = sorted(entry.name for entry in storage.list_entries(data))
+    assert "not a dataset of ours" in refused(capsys, generate.VERB, ["--snapshot", url, "--out", data])
+    assert sorted(entry.name for entry in storage.list_entries(data)) == before
+
+
+@pytest.mark.parametrize("verb", [train.VERB, generate.VERB, run.VERB], ids=lambda verb: verb.name)
+def test_every_preset_dry_runs(capsys: pytest.CaptureFixture[str], verb: Verb) -> None:
+    required = {
+        "train": ["--dataset", "d", "--out", "o"],
+        "generate": ["--snapshot", "s", "--out", "o"],
+        "run": ["--source", "s", "--out", "o"],
+    }[verb.name]
+    for preset in verb.presets:
+        assert cli.run_verb(verb, ["--preset", preset, "--dry-run", *required]) == 0
+        assert "out: o" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["train", "generate"])
+def test_a_full_disk(tmp_path: Path, verb: str) -> None:
+    """A real small file system, mounted in a namespace of its own: exit 2, one line, nothing half-written."""
+    make_dataset(str(tmp_path / "data"), num_samples=200)
+    snapshot_url, small = make_snapshot(str(tmp_path / "run")), tmp_path / "small"
+    small.mkdir()
+    words = {
+        "train": f"jobs.train --dataset {tmp_path}/data --train.total-kimg 1 --train.tick-kimg 0.2 "
+        "--train.checkpoint-kimg 0.2 --network.base-width 8",
+        "generate": f"jobs.generate --snapshot {snapshot_url} --num-images 20000",
+    }[verb]
+    script = (
+        f"mount -t tmpfs -o size=600k tmpfs {small} && "
+        f"{shlex.quote(sys.executable)} -m {words} --out {small}/out; code=$?; "
+        f"find {small} -type f -name '.tmp-*'; exit $code"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "disk" in done.stderr.splitlines()[-1]
+    assert ".tmp-" not in done.stdout
