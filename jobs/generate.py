@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -11,7 +12,9 @@ from jobs import cli, presets
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
 from pipeline import snapshot, storage
+from pipeline.config import ConfigError, to_yaml
 from pipeline.dataset import record
+from pipeline.errors import InputError
 from pipeline.generate.plan import GenerateConfig, GeneratePlan
 from pipeline.generate.ray_generate import generate, missing_shards
 
@@ -31,6 +34,10 @@ class GenerateJob:
     use_gpu: bool = False
     """Run G on GPUs, one a worker."""
 
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ConfigError(f"num_workers must be at least 0, not {self.num_workers}")
+
 
 def run(job: GenerateJob, terminal: Terminal) -> int:
     """Generate what is missing, or say that nothing is."""
@@ -40,6 +47,8 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     plan = _plan(job, source)
     storage.probe(out)
     lineage = record.settle_plan(out, plan.to_dict(), _lineage(source))
+    # In the event log, not beside the plan: places and worker counts vary from run to run, what is stored does not.
+    storage.put_if_absent(storage.join(out, "events", "generate.yaml"), to_yaml(job).encode())
     if storage.stat(storage.join(out, record.NAME)) is not None:
         terminal.line(f"generate: already done, {plan.config.num_images:,} images: {out}")
         return cli.EXIT_DONE
@@ -48,11 +57,20 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     made = plan.config.num_images - todo
     if made:
         terminal.line(f"generate: goes on, {made:,} of {plan.config.num_images:,} images are there")
-    workers = job.num_workers or max(1, int(ray.cluster_resources().get("GPU" if job.use_gpu else "CPU", 1)))
+    workers = _num_workers(job, ray.cluster_resources())
     with terminal.progress(plan.config.num_images, "img", "generate", initial=made) as bar:
         generate(snapshot_url, out, plan, lineage, num_workers=workers, use_gpu=job.use_gpu, on_progress=bar.update)
     terminal.line(f"generate: {plan.config.num_images:,} images in {plan.num_shards} shards: {out}")
     return cli.EXIT_DONE
+
+
+def _num_workers(job: GenerateJob, cluster: Mapping[str, float]) -> int:
+    kind = "GPU" if job.use_gpu else "CPU"
+    have = int(cluster.get(kind, 0))
+    if have < 1:
+        remedy = "set --use-gpu false" if job.use_gpu else "add one"
+        raise InputError(f"each worker needs a {kind} and the cluster has none; {remedy}")
+    return min(job.num_workers or have, have)
 
 
 def _plan(job: GenerateJob, source: snapshot.Snapshot) -> GeneratePlan:

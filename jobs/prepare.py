@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs import cli, fashion_mnist, presets
 from jobs.terminal import Terminal
 from pipeline import storage
+from pipeline.config import to_yaml
 from pipeline.dataset import record
 from pipeline.prepare import plan as plans
 from pipeline.prepare import sources
@@ -40,6 +41,7 @@ def run(job: PrepareJob, terminal: Terminal) -> int:
         terminal.line(f"prepare: already done, {_holds(out_url)} in {out_url}")
         return cli.EXIT_DONE
     storage.probe(out_url)
+    storage.put_if_absent(storage.join(out_url, "events", "prepare.yaml"), to_yaml(job).encode())
     _make(source, job, out_url, terminal)
     return cli.EXIT_DONE
 

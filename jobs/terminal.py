@@ -72,7 +72,8 @@ class Progress:
         rate = (self._done - self._initial) / max(time.monotonic() - self._started_sec, 1e-9)
         share = f"/{self._total} ({100 * self._done // self._total}%)" if self._total else ""
         postfix = "".join(f", {name} {_short(value)}" for name, value in self._postfix.items())
-        return f"{self._desc}: {self._done}{share} {self._unit}, {rate:.3g} {self._unit}/s{postfix}"
+        left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
+        return f"{self._desc}: {self._done}{share} {self._unit}, {rate:.3g} {self._unit}/s{left}{postfix}"
 
 
 def _short(value: Any) -> str:

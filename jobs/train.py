@@ -11,7 +11,7 @@ import ray
 from jobs import cli, presets
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
-from pipeline import config, storage
+from pipeline import config, snapshot, storage
 from pipeline.config import to_dict, to_yaml
 from pipeline.dataset import record
 from pipeline.dataset.index import IndexReader
@@ -49,8 +49,12 @@ def run(job: TrainJob, terminal: Terminal) -> int:
     """Train, or say that it is done already."""
     job = dataclasses.replace(job, dataset=storage.resolve(job.dataset), out=storage.resolve(job.out))
     spec, reader = _open(job)
+    _refuse_dataset(job.out)
     start = checkpoint.latest_valid(job.out, terminal.warn)
-    if start is not None and start.cur_nimg >= spec.train.total_nimg and _has_snapshot(job.out):
+    if start is not None:
+        checkpoint.refuse_other(checkpoint.identity(job.out, start.number), spec.identity, job.out)
+    finished = start is not None and start.cur_nimg >= spec.train.total_nimg
+    if start is not None and finished and snapshot.exists(job.out, start.cur_nimg):
         terminal.line(f"train: already done, {start.cur_nimg:,} images seen: {job.out}")
         return cli.EXIT_DONE
     storage.probe(job.out)
@@ -64,8 +68,10 @@ def run(job: TrainJob, terminal: Terminal) -> int:
             terminal.line(f"train: goes on from checkpoint {start.number}, {at:,} images seen")
         with terminal.progress(spec.train.total_nimg, "img", "train", initial=at) as bar:
             fit(spec, reader, workers, _Follow(bar, at))
-    last = log.read_stats(job.out)[-1]
-    terminal.line(f"train: {int(last['cur_nimg']):,} images seen, {last['img_per_sec']:.0f} img/s: {job.out}")
+    done = checkpoint.latest_valid(job.out, terminal.warn)
+    assert done is not None
+    rate = f", {log.read_stats(job.out)[-1]['img_per_sec']:.0f} img/s" if done.cur_nimg > at else ""
+    terminal.line(f"train: {done.cur_nimg:,} images seen{rate}: {job.out}")
     return cli.EXIT_DONE
 
 
@@ -120,9 +126,10 @@ def _open(job: TrainJob) -> tuple[RunSpec, ChunkReader]:
     return spec, reader
 
 
-def _has_snapshot(url: str) -> bool:
-    names = (entry.name for entry in storage.list_entries(storage.join(url, "snapshots")))
-    return any(name.endswith("/config.json") for name in names)
+def _refuse_dataset(out: str) -> None:
+    for name in (record.NAME, record.PLAN_NAME):
+        if storage.stat(storage.join(out, name)) is not None:
+            raise record.DatasetError(f"{out}: holds a dataset ({name}); choose another output URL")
 
 
 def _save_config(job: TrainJob, owner: int) -> None:

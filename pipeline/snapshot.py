@@ -86,9 +86,19 @@ def find(url: str) -> str:
     folder = storage.join(url, "snapshots")
     configs = [entry.name for entry in storage.list_entries(folder) if entry.name.endswith(f"/{_CONFIG}")]
     if not configs:
-        raise SnapshotError(f"{url}: no snapshot here; name a training run that has finished, or one of its snapshots")
+        raise SnapshotError(
+            f"{url}: no snapshot here; name a finished training run or one of its snapshots (to end a run where it "
+            "stands, run train again with a --train.total-kimg that it has passed)"
+        )
     found = [storage.join(folder, name.removesuffix(f"/{_CONFIG}")) for name in configs]
     return max(found, key=lambda one: int(_read_config(one)[1]["cur_nimg"]))
+
+
+def exists(run_url: str, cur_nimg: int) -> bool:
+    """Whether a run has a snapshot that was taken at this clock."""
+    names = [entry.name for entry in storage.list_entries(storage.join(run_url, "snapshots"))]
+    folders = [storage.join(run_url, "snapshots", name.partition("/")[0]) for name in names if name.endswith(_CONFIG)]
+    return any(int(_read_config(folder)[1]["cur_nimg"]) == cur_nimg for folder in folders)
 
 
 def load(url: str) -> Snapshot:
@@ -104,9 +114,9 @@ def load(url: str) -> Snapshot:
             lineage=body["lineage"],
         )
         wanted = {name: str(body["weights"][name]) for name in _WEIGHTS}
+        G_ema, D = build(config.network, config.shape, seed=0)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise SnapshotError(f"{url}: {_CONFIG} is not a snapshot's of ganymede ({error})") from error
-    G_ema, D = build(config.network, config.shape, seed=0)
     for name, network in (("G_ema", G_ema), ("D", D)):
         _load_weights(storage.join(url, f"{name}.safetensors"), wanted[name], network)
     return Snapshot(digest=digest, config=config, G_ema=G_ema, D=D)
@@ -117,7 +127,7 @@ def _read_config(url: str) -> tuple[str, dict[str, Any]]:
     try:
         data = storage.read(where)
         body = json.loads(data)
-        found = body["format"], body["weights"], body["cur_nimg"]
+        found = body["format"], body["weights"], int(body["cur_nimg"])
     except storage.NotFoundError as error:
         raise SnapshotError(f"{url}: no snapshot here ({_CONFIG} is missing)") from error
     except (ValueError, KeyError, TypeError) as error:

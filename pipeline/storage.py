@@ -5,9 +5,6 @@ its bytes are built first and published by one atomic operation. S3 is configure
 (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ``AWS_REGION``, ...) and by nothing else.
 """
 
-import base64
-import email.utils
-import enum
 import errno
 import functools
 import hashlib
@@ -20,25 +17,17 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import boto3.session
-from botocore import exceptions as boto
-from botocore.config import Config
 from pyarrow import fs
 
-from pipeline.errors import InputError, RetryableError
+from pipeline import s3
+from pipeline.store import Entry, NotFoundError, Put, Stat, StorageError, StorageUnavailableError, Store
 
-_MAX_OBJECT_BYTES = 5 * 10**9
+__all__ = ["Entry", "NotFoundError", "Put", "Stat", "StorageError", "StorageUnavailableError"]
+
 _BUFFER_BYTES = 1 << 20
 _TEMP_PREFIX = ".tmp-"
-_ATTEMPTS, _CONNECT_SEC, _READ_SEC = 5, 5, 60  # of boto3, for one request
-_ROUNDS, _ROUNDS_SEC, _PAUSE_SEC = 4, 120.0, 0.3  # ours above them; no round begins after _ROUNDS_SEC
-_NO_ACCESS = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_RETRIED = {"ConditionalRequestConflict", "OperationAborted", "409", "PreconditionFailed", "412"}
-_NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
-_BODY_LOST = (boto.ResponseStreamingError, boto.IncompleteReadError, boto.FlexibleChecksumError)
-_NO_ANSWER = (boto.ConnectionError, boto.HTTPClientError, *_BODY_LOST)
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _NO_PERMISSION = "no permission: change its owner or mode, or choose another path"
 _WRONG_KIND = "a file is where a folder should be, or the reverse: remove it or choose another path"
@@ -46,45 +35,6 @@ _DISK_FULL = "disk full: free space, or choose a folder on another disk"
 _LOCAL_ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _DISK_FULL)
 _LOCAL_ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_PERMISSION)
 _LOCAL_ADVICE |= dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _WRONG_KIND)
-
-
-class StorageError(InputError):
-    """Storage refused what was asked: the message says what, where, and what to do."""
-
-
-class NotFoundError(StorageError):
-    """The object does not exist."""
-
-
-class StorageUnavailableError(StorageError, RetryableError):
-    """The endpoint was down or timed out after bounded retries; retryable too, since it may be up again later."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stat:
-    """What a store knows of one object without reading it."""
-
-    size_bytes: int
-    sha256: str | None
-    """Hex digest from the object's metadata; None on local disk and for objects that others wrote."""
-    age_sec: float
-    """Seconds since it was written by the store's own clock (S3: whole seconds), never negative."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One object of a listing; `name` is relative to the listed URL, with ``/``."""
-
-    name: str
-    size_bytes: int
-
-
-class Put(enum.Enum):
-    """What `put_if_absent` found: SAME has an equal digest (perhaps our own, its answer lost), OTHER has not."""
-
-    CREATED = "created"
-    SAME = "same"
-    OTHER = "other"
 
 
 def resolve(url: str) -> str:
@@ -191,8 +141,12 @@ def arrow_filesystem(url: str) -> tuple[fs.FileSystem, str]:
     if not resolved.startswith("s3://"):
         return fs.LocalFileSystem(), resolved
     # Keys are left to the SDK's own chain: they must not travel in a pickled file system, and they may expire.
-    options = {"region": _client().meta.region_name, "connect_timeout": _CONNECT_SEC, "request_timeout": _READ_SEC}
-    endpoint = urllib.parse.urlsplit(_client().meta.endpoint_url)
+    options = {
+        "region": s3.shared_client().meta.region_name,
+        "connect_timeout": s3.CONNECT_SEC,
+        "request_timeout": s3.READ_SEC,
+    }
+    endpoint = urllib.parse.urlsplit(s3.shared_client().meta.endpoint_url)
     if not endpoint.netloc.endswith(".amazonaws.com"):
         options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
     return fs.S3FileSystem(**options), resolved.removeprefix("s3://")
@@ -231,20 +185,10 @@ class _RangeReader(io.RawIOBase):
         return size
 
 
-class _Store(Protocol):
-    """A back end, bound to one object or, for `entries`, to one prefix. `read` returns what there is of the range."""
-
-    def read(self, offset: int = 0, size: int = -1) -> bytes: ...
-    def stat(self) -> Stat | None: ...
-    def entries(self) -> Iterator[Entry]: ...
-    def put(self, data: bytes, *, replace: bool) -> Put: ...
-    def delete(self) -> None: ...
-
-
-def _store(url: str) -> _Store:
+def _store(url: str) -> Store:
     resolved = resolve(url)
     if resolved.startswith("s3://"):
-        return _S3Store(resolved, *resolved.removeprefix("s3://").partition("/")[::2])
+        return s3.S3Store(resolved, *resolved.removeprefix("s3://").partition("/")[::2])
     return _LocalStore(resolved)
 
 
@@ -353,133 +297,3 @@ def _local_errors(path: str) -> Iterator[None]:
     except OSError as error:
         kind = NotFoundError if isinstance(error, FileNotFoundError) else StorageError
         raise kind(f"{path}: {error.strerror}: {_LOCAL_ADVICE.get(error.errno or 0, 'check the path')}") from error
-
-
-def _client() -> Any:
-    # Made again when the environment has changed, and in a forked child, which must not share connections.
-    return _new_client(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
-
-
-@functools.lru_cache(maxsize=8)
-def _new_client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> Any:
-    retries = {"mode": "standard", "total_max_attempts": _ATTEMPTS}
-    timeouts = {"connect_timeout": _CONNECT_SEC, "read_timeout": _READ_SEC}
-    config = Config(**timeouts, retries=retries, s3={"addressing_style": "path"}, max_pool_connections=64)
-    try:
-        session = boto3.session.Session()
-        region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
-        return session.client("s3", region_name=region, config=config)
-    except (boto.BotoCoreError, ValueError) as error:
-        raise StorageError(f"S3 is not set up: {_line(error)}: correct the AWS_* environment") from error
-
-
-@dataclass(frozen=True)
-class _S3Store:
-    url: str
-    bucket: str
-    key: str
-
-    def read(self, offset: int = 0, size: int = -1) -> bytes:
-        options = {"Range": f"bytes={offset}-{offset + size - 1}"} if size > 0 else {}
-        with self._errors() as client:
-            for left in reversed(range(_ROUNDS)):
-                try:
-                    return bytes(client.get_object(Bucket=self.bucket, Key=self.key, **options)["Body"].read())
-                except boto.ClientError as error:
-                    if _code(error) not in ("InvalidRange", "416"):
-                        raise
-                    break
-                except _BODY_LOST:
-                    if not left:
-                        raise
-                time.sleep(_PAUSE_SEC)
-        return b""
-
-    def stat(self) -> Stat | None:
-        with self._errors() as client:
-            try:
-                head = client.head_object(Bucket=self.bucket, Key=self.key)
-            except boto.ClientError as error:
-                if _code(error) not in ("404", "NoSuchKey", "NotFound"):
-                    raise
-                client.list_objects_v2(Bucket=self.bucket, Prefix=self.key, MaxKeys=1)  # raises if there is no bucket
-                return None
-        now = email.utils.parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
-        age_sec = max(0.0, (now - head["LastModified"]).total_seconds())
-        return Stat(size_bytes=head["ContentLength"], sha256=head["Metadata"].get("sha256"), age_sec=age_sec)
-
-    def entries(self) -> Iterator[Entry]:
-        prefix = f"{self.key}/" if self.key else ""
-        with self._errors() as client:
-            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for item in page.get("Contents", ()):
-                    if not item["Key"].endswith("/"):  # consoles make empty objects for folders
-                        yield Entry(name=item["Key"].removeprefix(prefix), size_bytes=item["Size"])
-
-    def put(self, data: bytes, *, replace: bool) -> Put:
-        if len(data) > _MAX_OBJECT_BYTES:
-            raise StorageError(f"{self.url} would be {len(data)} bytes, the most is 5 GB: choose smaller shards")
-        sha256 = hashlib.sha256(data)
-        request = {"Bucket": self.bucket, "Key": self.key, "Body": data, "Metadata": {"sha256": sha256.hexdigest()}}
-        request["ChecksumSHA256"] = base64.b64encode(sha256.digest()).decode()
-        request |= {} if replace else {"IfNoneMatch": "*"}
-        deadline_sec = time.monotonic() + _ROUNDS_SEC
-        with self._errors() as client:
-            for left in reversed(range(_ROUNDS)):
-                try:
-                    client.put_object(**request)
-                    return Put.CREATED
-                except boto.ClientError as error:
-                    found = self.stat() if _code(error) in ("PreconditionFailed", "412") else None
-                    if found:  # written by someone, perhaps by us
-                        return Put.SAME if (found.sha256 or digest(self.url)) == sha256.hexdigest() else Put.OTHER
-                    if _code(error) not in _RETRIED or not left:
-                        raise
-                except boto.HTTPClientError:  # sent, and no answer: unknown, so ask again
-                    if not left or time.monotonic() > deadline_sec:
-                        raise
-                time.sleep(_PAUSE_SEC)
-        raise AssertionError("a round returns or raises")
-
-    def delete(self) -> None:
-        with self._errors() as client:
-            client.delete_object(Bucket=self.bucket, Key=self.key)
-
-    @contextmanager
-    def _errors(self) -> Iterator[Any]:
-        """The client; what it raises becomes one line: what, where (with the endpoint), and what to do."""
-        client = _client()
-        where = f"{self.url} at {client.meta.endpoint_url}"
-        try:
-            yield client
-        except boto.ClientError as error:
-            raise _answer(error, where) from error
-        except _NO_CREDENTIALS as error:
-            raise StorageError(f"no credentials for {where} ({_line(error)}): set AWS_ACCESS_KEY_ID etc.") from error
-        except _NO_ANSWER as error:
-            tried = f"tried {_ATTEMPTS} times, {_CONNECT_SEC} s to connect and {_READ_SEC} s to answer"
-            advice = "check AWS_ENDPOINT_URL and the network, then run again"
-            raise StorageUnavailableError(f"no answer for {where} ({_line(error)}); {tried}: {advice}") from error
-        except boto.BotoCoreError as error:
-            raise StorageError(f"{where}: {_line(error)}: check the URL and the AWS_* environment") from error
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _answer(error: Any, where: str) -> StorageError:
-    code, status = _code(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchBucket":
-        return StorageError(f"no such bucket: {where}: create it, or correct the URL or AWS_ENDPOINT_URL")
-    if code in _NO_ACCESS:
-        return StorageError(f"access refused ({code}) to {where}: check AWS_ACCESS_KEY_ID, its secret and its rights")
-    if status == 404:
-        return NotFoundError(f"{where} does not exist: check the URL")
-    if code in _RETRIED or status in (500, 502, 503, 504):
-        return StorageUnavailableError(f"{where} answers {code} after {_ATTEMPTS} attempts: run again later")
-    return StorageError(f"{where} refused ({_line(error)}): check the URL, AWS_REGION and the store")

@@ -80,7 +80,7 @@ class IndexReader:
 
     def __init__(self, split_url: str, parts: Sequence[Part]) -> None:
         self._split_url = split_url
-        self._names = [part.name for part in parts]
+        self._parts = list(parts)
         self._ends = list(itertools.accumulate(part.rows for part in parts))
 
     @property
@@ -100,41 +100,43 @@ class IndexReader:
             number = bisect.bisect_right(self._ends, start)
             first = self._ends[number - 1] if number else 0
             end = min(stop, self._ends[number])
-            tables.append(_part_rows(storage.join(self._split_url, self._names[number]), start - first, end - first))
+            part = self._parts[number]
+            url = storage.join(self._split_url, part.name)
+            tables.append(_part_rows(url, part.sha256, start - first, end - first))
             start = end
         return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
-def _part_rows(url: str, start: int, stop: int) -> pa.Table:
+def _part_rows(url: str, sha256: str, start: int, stop: int) -> pa.Table:
     """Rows of one part, through the process's cache of row groups."""
-    ends = _row_group_ends(url)
+    ends = _row_group_ends(url, sha256)
     tables = []
     while start < stop:
         number = bisect.bisect_right(ends, start)
         if number == len(ends):
-            raise DatasetError(f"{url}: has fewer rows than dataset.json says; the part was changed or cut")
+            raise DatasetError(f"{url}: has fewer rows than dataset.json says; prepare the dataset again")
         first = ends[number - 1] if number else 0
         end = min(stop, ends[number])
-        tables.append(_row_group(url, number).slice(start - first, end - start))
+        tables.append(_row_group(url, sha256, number).slice(start - first, end - start))
         start = end
     return pa.concat_tables(tables)
 
 
-def _row_group_ends(url: str) -> list[int]:
-    metadata = _metadata(url)
+def _row_group_ends(url: str, sha256: str) -> list[int]:
+    metadata = _metadata(url, sha256)
     return list(itertools.accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
 
 
 @functools.lru_cache(maxsize=64)
-def _row_group(url: str, number: int) -> pa.Table:
+def _row_group(url: str, sha256: str, number: int) -> pa.Table:
     with storage.open_seekable(url) as file:
-        return pq.ParquetFile(file, metadata=_metadata(url)).read_row_group(number)
+        return pq.ParquetFile(file, metadata=_metadata(url, sha256)).read_row_group(number)
 
 
 @functools.lru_cache(maxsize=64)
-def _metadata(url: str) -> pq.FileMetaData:
+def _metadata(url: str, sha256: str) -> pq.FileMetaData:
+    """The footer of a part whose digest is the one that dataset.json lists; asked once a process."""
+    if storage.digest(url) != sha256:
+        raise DatasetError(f"{url}: not the part that dataset.json lists; restore it, or prepare the dataset again")
     with storage.open_seekable(url) as file:
-        try:
-            return pq.ParquetFile(file).metadata
-        except pa.ArrowInvalid as error:
-            raise DatasetError(f"{url}: not a readable index part ({error}); it was changed or cut") from error
+        return pq.ParquetFile(file).metadata

@@ -32,6 +32,12 @@ class StepConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward passes; weights and optimiser stay float32."""
 
+    def __post_init__(self) -> None:
+        if min(self.g_lr, self.d_lr) < 0 or min(self.ema_half_life_kimg, self.ema_ramp) < 0:
+            raise ValueError("g_lr, d_lr, ema_half_life_kimg and ema_ramp must not be negative")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError("beta1 and beta2 must lie in [0, 1)")
+
 
 @dataclasses.dataclass(kw_only=True)
 class Networks:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ FORMAT = 1
 TENSOR_STATES = ("G", "D", "G_ema", "G_opt", "D_opt")
 JSON_STATES = ("control", "progress", "config")
 _COMMIT = "COMMIT.json"
+_FOLDER = re.compile(r"(\d{6,})/")
 
 
 class CheckpointError(InputError):
@@ -91,16 +93,17 @@ def latest_valid(run_url: str, on_skip: Callable[[str], None]) -> Checkpoint | N
     for number in sorted(_numbers(run_url), reverse=True):
         try:
             commit = json.loads(storage.read(_url(run_url, number, _COMMIT)))
+            found_format, cur_nimg, objects = commit["format"], int(commit["cur_nimg"]), commit["objects"]
         except storage.NotFoundError:
             continue  # never committed: its writer died
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             on_skip(f"checkpoint {number} passed over: {_COMMIT} is damaged")
             continue
-        if commit["format"] != FORMAT:
-            raise CheckpointError(f"{run_url}: checkpoint {number} has format {commit['format']}, not {FORMAT}")
-        damage = _damage(run_url, number, commit["objects"])
+        if found_format != FORMAT:
+            raise CheckpointError(f"{run_url}: checkpoint {number} has format {found_format}, not {FORMAT}")
+        damage = _damage(run_url, number, objects)
         if damage is None:
-            return Checkpoint(number=number, cur_nimg=commit["cur_nimg"])
+            return Checkpoint(number=number, cur_nimg=cur_nimg)
         on_skip(f"checkpoint {number} passed over: {damage}")
     return None
 
@@ -113,6 +116,12 @@ def load(run_url: str, number: int) -> State:
     }
     rest = {name: json.loads(storage.read(_url(run_url, number, f"{name}.json"))) for name in JSON_STATES}
     return State(tensors=tensors, **rest)
+
+
+def identity(run_url: str, number: int) -> Mapping[str, Any]:
+    """The `config` state alone: what a resuming run must share."""
+    found: Mapping[str, Any] = json.loads(storage.read(_url(run_url, number, "config.json")))
+    return found
 
 
 def prune(run_url: str, keep: int) -> None:
@@ -151,7 +160,8 @@ def _damage(run_url: str, number: int, objects: Mapping[str, Any]) -> str | None
 
 
 def _numbers(run_url: str) -> set[int]:
-    return {int(entry.name[:6]) for entry in storage.list_entries(storage.join(run_url, "checkpoints"))}
+    entries = storage.list_entries(storage.join(run_url, "checkpoints"))
+    return {int(match[1]) for entry in entries if (match := _FOLDER.match(entry.name))}
 
 
 def _url(run_url: str, number: int, name: str) -> str:

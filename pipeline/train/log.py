@@ -40,7 +40,7 @@ def put_event(run_url: str, owner: int, kind: str, **fields: Any) -> None:
     sequence = sum(1 for _ in storage.list_entries(storage.join(run_url, "events")))
     while True:
         url = storage.join(run_url, "events", f"{owner:06d}-{sequence:06d}.jsonl")
-        if storage.put_if_absent(url, (line + "\n").encode()) is storage.Put.CREATED:
+        if storage.put_if_absent(url, (line + "\n").encode()) is not storage.Put.OTHER:
             return
         sequence += 1
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from pipeline.gan.sample import sample
 from pipeline.gan.step import Networks, Rows, StepConfig
 from pipeline.stream.feed import Batch
 from pipeline.stream.order import OrderPlan
-from pipeline.train import checkpoint, log
+from pipeline.train import checkpoint, log, ownership
 from pipeline.train.checkpoint import Checkpoint, State
 
 REAL_BATCHES = 1
@@ -31,6 +32,7 @@ REAL_BATCHES = 1
 _GRID_COLUMNS = 10
 _GRID_ROWS_UNLABELLED = 10
 _GRID_ROWS_MAX = 20
+_QUARANTINED_SHOWN = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,14 @@ class TrainConfig:
         for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not -(2**63) <= self.seed < 2**63 or not 0 <= self.max_replaced_fraction <= 1:
+            raise ConfigError("seed must be a 64-bit integer, and max_replaced_fraction must lie in [0, 1]")
         if self.num_to_keep < 1:
             raise ConfigError(f"num_to_keep must be at least 1, not {self.num_to_keep}")
 
     def iterations(self, kimg: float) -> int:
         """Whole iterations that see at least so many thousand images."""
-        return -(-round(kimg * 1000) // self.batch_size)
+        return max(1, -(-round(kimg * 1000) // self.batch_size))
 
     @property
     def total_nimg(self) -> int:
@@ -132,30 +136,31 @@ class Outlets:
 def run(spec: RunSpec, world: World, start: Checkpoint | None, batches: Iterator[Batch], outlets: Outlets) -> None:
     """Train from `start` (None: from nothing) to the end of the run. Every rank calls it with its own batches."""
     torch.use_deterministic_algorithms(spec.train.deterministic)
-    trainer = _Trainer(spec, world, start)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") as writer:
-        trainer.train(batches, outlets, writer)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer:
+        _Trainer(spec, world, start, writer).train(batches, outlets)
 
 
 class _Trainer:
     """The state of a rank between iterations: networks, clock, sums of the current tick."""
 
-    def __init__(self, spec: RunSpec, world: World, start: Checkpoint | None) -> None:
-        self.spec, self.world = spec, world
+    def __init__(self, spec: RunSpec, world: World, start: Checkpoint | None, writer: ThreadPoolExecutor) -> None:
+        self.spec, self.world, self.writer = spec, world, writer
         self.nets = _networks(spec, world)
-        self.cur_nimg, self.attempt = 0, 1
+        self.cur_nimg, self.tick, self.attempt = 0, 0, 1
+        self.writes: list[Future[None]] = []
         if start is not None:
             self._restore(checkpoint.load(spec.run_url, start.number), start)
         self.sums: dict[str, torch.Tensor] = {}
-        self.wait_sec, self.replaced, self.tick_start = 0.0, 0, time.perf_counter()
-        self.tick_nimg = self.cur_nimg
-        self.pending: Future[int] | None = None
+        self.replaced: list[str] = []
+        self.wait_sec, self.tick_start, self.tick_nimg = 0.0, time.perf_counter(), self.cur_nimg
+        self.pending: Future[None] | None = None
 
     def _restore(self, state: State, start: Checkpoint) -> None:
         checkpoint.refuse_other(state.config, self.spec.identity, self.spec.run_url)
         for name in checkpoint.TENSOR_STATES:
             getattr(self.nets, name).load_state_dict(state.tensors[name])
-        self.cur_nimg, self.attempt = int(state.progress["cur_nimg"]), int(state.control["attempt"])
+        self.cur_nimg, self.tick = int(state.progress["cur_nimg"]), int(state.progress["tick"])
+        self.attempt = int(state.control["attempt"])
         assert self.cur_nimg == start.cur_nimg
         if self.world.rank == 0:
             before = state.progress["world_size"]
@@ -164,7 +169,7 @@ class _Trainer:
                 "resumed", checkpoint=start.number, world_size=self.world.size, world_size_before=before, **note
             )
 
-    def train(self, batches: Iterator[Batch], outlets: Outlets, writer: ThreadPoolExecutor) -> None:
+    def train(self, batches: Iterator[Batch], outlets: Outlets) -> None:
         """Iterate to the end, with a tick at each of its multiples, and leave a checkpoint and a snapshot."""
         train = self.spec.train
         tick_every = train.iterations(train.tick_kimg) * train.batch_size
@@ -177,19 +182,20 @@ class _Trainer:
                 outlets.progress(self.cur_nimg, self._rates())
             finished = self.cur_nimg == train.total_nimg
             if self.cur_nimg % tick_every == 0 or finished:
-                self._tick(-(-self.cur_nimg // tick_every), outlets)
+                self._tick(outlets)
             if self.cur_nimg % checkpoint_every == 0 or finished:
-                self._checkpoint(writer, wait=finished)
+                self._checkpoint(wait=finished)
         if self.world.rank == 0:
             self._snapshot()
             outlets.progress(self.cur_nimg, {})
+        self._raise_what_writing_met(wait=True)
 
     def _iterate(self, batches: Iterator[Batch]) -> None:
         asked = time.perf_counter()
         batch = next(batches)
         self.wait_sec += time.perf_counter() - asked
         assert batch.step == self.spec.data_step(self.cur_nimg)
-        self.replaced += len(batch.replaced)
+        self.replaced += batch.replaced
         size = self.spec.plan.batch_size
         stats = gan_step.iterate(self.nets, self._rows(batch), self.spec.step, scale=self.world.size / size)
         _average_buffers(self.nets.G, self.world)
@@ -220,23 +226,27 @@ class _Trainer:
             "data_wait_share": self.wait_sec / elapsed,
         }
 
-    def _tick(self, number: int, outlets: Outlets) -> None:
+    def _tick(self, outlets: Outlets) -> None:
+        self._raise_what_writing_met(wait=False)
+        self.tick += 1
         seen = self.cur_nimg - self.tick_nimg
-        means = _sum_over_ranks({**self.sums, "replaced": torch.tensor(float(self.replaced))}, self.world)
+        means = _sum_over_ranks({**self.sums, "replaced": torch.tensor(float(len(self.replaced)))}, self.world)
         stats = {name: value / seen for name, value in means.items()}
-        stats |= {"cur_nimg": self.cur_nimg, "tick": number, "elapsed_sec": time.perf_counter() - self.tick_start}
+        stats |= {"cur_nimg": self.cur_nimg, "tick": self.tick, "elapsed_sec": time.perf_counter() - self.tick_start}
         stats |= self._rates()
+        if self.replaced:
+            self._event("quarantined", count=len(self.replaced), samples=self.replaced[:_QUARANTINED_SHOWN])
         if self.world.rank == 0:
-            log.put_stats(self.spec.run_url, self.attempt, number, stats)
-            log.put_grid(self.spec.run_url, self.attempt, self.cur_nimg, self._grid(), _GRID_COLUMNS)
+            self._write(log.put_stats, self.spec.run_url, self.attempt, self.tick, stats)
+            self._write(log.put_grid, self.spec.run_url, self.attempt, self.cur_nimg, self._grid(), _GRID_COLUMNS)
             outlets.progress(self.cur_nimg, stats)
         outlets.report(stats)
         if stats["replaced"] > self.spec.train.max_replaced_fraction:
             raise InputError(
-                f"{stats['replaced']:.1%} of the samples since the last tick could not be read; prepare the dataset "
-                "again, or raise train.max_replaced_fraction"
+                f"{stats['replaced']:.1%} of the samples since the last tick could not be read (see the events of the "
+                "run); prepare the dataset again, or raise train.max_replaced_fraction"
             )
-        self.sums, self.wait_sec, self.replaced = {}, 0.0, 0
+        self.sums, self.wait_sec, self.replaced = {}, 0.0, []
         self.tick_nimg, self.tick_start = self.cur_nimg, time.perf_counter()
 
     def _grid(self) -> NDArray[np.uint8]:
@@ -251,7 +261,7 @@ class _Trainer:
         device = self.world.device
         return sample(self.nets.G_ema, z.to(device), label.to(device), precision=self.spec.step.precision).cpu().numpy()
 
-    def _checkpoint(self, writer: ThreadPoolExecutor, *, wait: bool) -> None:
+    def _checkpoint(self, *, wait: bool) -> None:
         """Hand a copy of the state to the background writer; a tick never waits for the bucket, only the end does.
 
         While the one before is still being written this one is left out, and said to be.
@@ -262,27 +272,27 @@ class _Trainer:
         if self.pending is not None and not self.pending.done() and not wait:
             self._event("checkpoint_left_out", reason="the one before is still being written")
             return
-        if self.pending is not None:
-            self.pending.result()
-        self.pending = writer.submit(self._write, self._state())
+        self.pending = self._write(_save_checkpoint, self.spec, self._state())
         if wait:
-            self.pending.result()
+            self._raise_what_writing_met(wait=True)
 
-    def _write(self, state: State) -> int:
-        started = time.perf_counter()
-        number = checkpoint.save(self.spec.run_url, state, self.spec.owner)
-        checkpoint.prune(self.spec.run_url, self.spec.train.num_to_keep)
-        elapsed_sec = round(time.perf_counter() - started, 3)
-        cur_nimg = state.progress["cur_nimg"]
-        log.put_event(
-            self.spec.run_url, self.spec.owner, "checkpoint", number=number, cur_nimg=cur_nimg, write_sec=elapsed_sec
-        )
-        return number
+    def _write(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        """Call it in the background; one thread, so that writes keep their order."""
+        self.writes.append(self.writer.submit(function, *arguments))
+        return self.writes[-1]
+
+    def _raise_what_writing_met(self, *, wait: bool) -> None:
+        """Raise the first error of the writes that are done, or of all."""
+        done = [write for write in self.writes if wait or write.done()]
+        self.writes = [write for write in self.writes if write not in done]
+        for write in done:
+            write.result()
 
     def _state(self) -> State:
         tensors = {name: checkpoint.to_cpu(getattr(self.nets, name).state_dict()) for name in checkpoint.TENSOR_STATES}
         progress = {
             "cur_nimg": self.cur_nimg,
+            "tick": self.tick,
             "world_size": self.world.size,
             "torch_threads": torch.get_num_threads(),
             "torch_version": torch.__version__,
@@ -299,11 +309,22 @@ class _Trainer:
             precision=spec.step.precision,
             lineage=spec.lineage,
         )
+        ownership.check(spec.run_url, spec.owner)
         url = snapshot.save(spec.run_url, config, self.nets.G_ema, self.nets.D)
         self._event("finished", snapshot=url)
 
     def _event(self, kind: str, **fields: Any) -> None:
-        log.put_event(self.spec.run_url, self.spec.owner, kind, cur_nimg=self.cur_nimg, **fields)
+        put_event = functools.partial(log.put_event, kind=kind, cur_nimg=self.cur_nimg, **fields)
+        self._write(put_event, self.spec.run_url, self.spec.owner)
+
+
+def _save_checkpoint(spec: RunSpec, state: State) -> None:
+    """What the background writer does with a state."""
+    started, cur_nimg = time.perf_counter(), state.progress["cur_nimg"]
+    number = checkpoint.save(spec.run_url, state, spec.owner)
+    checkpoint.prune(spec.run_url, spec.train.num_to_keep)
+    elapsed_sec = round(time.perf_counter() - started, 3)
+    log.put_event(spec.run_url, spec.owner, "checkpoint", number=number, cur_nimg=cur_nimg, write_sec=elapsed_sec)
 
 
 def _networks(spec: RunSpec, world: World) -> Networks:

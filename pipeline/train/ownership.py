@@ -7,6 +7,7 @@ the same host. Every commit first checks that no higher owner exists.
 import dataclasses
 import json
 import os
+import re
 import socket
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.errors import RetryableError
 
 STALE_SEC = 60.0
 HEARTBEAT_SEC = 15.0
+_OBJECT = re.compile(r"(\d{6,})\.")
 
 
 class OwnershipError(RetryableError):
@@ -65,8 +67,8 @@ def is_dead(process: Process) -> bool:
 
 def current(run_url: str) -> int:
     """The highest owner number; 0 if the run never had one."""
-    numbers = [int(entry.name[:6]) for entry in storage.list_entries(storage.join(run_url, "owners"))]
-    return max(numbers, default=0)
+    entries = storage.list_entries(storage.join(run_url, "owners"))
+    return max((int(match[1]) for entry in entries if (match := _OBJECT.match(entry.name))), default=0)
 
 
 def check(run_url: str, number: int) -> None:
@@ -89,7 +91,7 @@ class Ownership:
         body = json.dumps(dataclasses.asdict(this_process()), sort_keys=True).encode()
         # Refreshed before the claim, so that a claim is never seen without a heartbeat.
         storage.put(self._url("heartbeat"), b"")
-        if storage.put_if_absent(self._url("json"), body) is not storage.Put.CREATED:
+        if storage.put_if_absent(self._url("json"), body) is storage.Put.OTHER:
             raise OwnershipError(f"{run_url}: another driver took the run at this moment; wait for it or stop it")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -113,7 +115,7 @@ class Ownership:
         while not self._stop.wait(HEARTBEAT_SEC):
             try:
                 storage.put(self._url("heartbeat"), b"")
-            except storage.StorageUnavailableError:
+            except storage.StorageError:
                 # A successor may take over after STALE_SEC; the check before each commit then stops us.
                 continue
 
@@ -126,4 +128,8 @@ class Ownership:
     ) -> Any:
         self._stop.set()
         self._thread.join()
-        storage.put_if_absent(self._url("released"), b"")
+        try:
+            storage.put_if_absent(self._url("released"), b"")
+        except storage.StorageError:
+            if kind is None:
+                raise  # else what ended the run is what the user must hear

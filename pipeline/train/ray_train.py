@@ -4,6 +4,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.stream.feed import Batch, ChunkReader, data_config, plan_dataset, 
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.loop import Outlets, RunSpec, World
+from pipeline.train.ownership import OwnershipError
 
 FIRST_BATCH_SEC = 120.0
 """A run without a first batch after so long is stuck: our watchdog ends it and names what is short."""
@@ -48,7 +50,11 @@ class WorkersConfig:
     threads_per_worker: int = 0
     """Threads of torch in each; 0: the CPUs of the cluster shared among the workers."""
     max_failures: int = 3
-    """Restarts from the last checkpoint after a worker died, before the run fails."""
+    """Restarts from the last checkpoint after a worker died, before the run fails; -1: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_worker < 0 or self.threads_per_worker < 0 or self.max_failures < -1:
+            raise ResourceError("cpus_per_worker and threads_per_worker must be at least 0, max_failures at least -1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,21 +110,47 @@ def fit(
             name=f"{spec.owner:06d}",
             storage_path=scratch,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            # Without a limit a group that finds no room is asked for again for ever, without a word.
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=1),
         ),
-        datasets={"train": _DatasetFromLastCheckpoint(spec, reader)},
+        datasets={"train": _DatasetFromLastCheckpoint(spec, reader, board)},
         dataset_config=data_config(),
     )
     with _Watcher(board, on_progress):
         try:
-            trainer.fit()
+            _fit_in_thread(trainer)
         except ray.train.TrainingFailedError as error:
-            raise ray.get(board.failure.remote()) or _plain(error) from error
+            raise ray.get(board.failure.remote()) or _plain(error, workers) from error
 
 
-def _plain(error: ray.train.TrainingFailedError) -> Exception:
+def _fit_in_thread(trainer: TorchTrainer) -> None:
+    """`fit` off the main thread: on it, Ray Train takes SIGINT for good and leaves with exit code 0."""
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=work, name="fit", daemon=True).start()
+    done.result()
+
+
+def _plain(error: ray.train.TrainingFailedError, workers: Workers) -> Exception:
     """What a rank or the controller died of, in one line."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    cause = getattr(error, "controller_failure", None)
+    if isinstance(cause, InputError):
+        return _in_its_own_words(cause)
+    if type(cause).__name__.startswith("WorkerGroupStartup"):
+        free = ray.available_resources()
+        return TrainError(
+            f"{workers.count} workers of {_resources(workers)} found no room; free are CPU {free.get('CPU', 0):g} and "
+            f"GPU {free.get('GPU', 0):g}; run again when the cluster has room"
+        )
+    failures = getattr(error, "worker_failures", None) or {0: cause or error}
     rank, cause = next(iter(failures.items()))
     last = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
     return TrainError(f"training stopped, worker {rank}: {last[0]}; run the same command again to go on")
@@ -131,19 +163,20 @@ def _resources(workers: Workers) -> dict[str, float]:
 class _DatasetFromLastCheckpoint:
     """What Ray Train calls in its controller at every start of a worker group: the plan from the last checkpoint on."""
 
-    def __init__(self, spec: RunSpec, reader: ChunkReader) -> None:
-        self._spec, self._reader = spec, reader
+    def __init__(self, spec: RunSpec, reader: ChunkReader, board: Any) -> None:
+        self._spec, self._reader, self._board = spec, reader, board
 
     def __call__(self) -> ray.data.Dataset:
-        start = _start(self._spec, lambda _: None)
-        plan = self._spec.plan
-        first = self._spec.data_step(start.cur_nimg if start else 0)
-        last = self._spec.data_step(self._spec.train.total_nimg)
+        spec, plan = self._spec, self._spec.plan
+        skipped: list[str] = []
+        start = checkpoint.latest_valid(spec.run_url, skipped.append)
+        for reason in skipped:
+            log.put_event(spec.run_url, spec.owner, "checkpoint_skipped", reason=reason)
+        # Every rank starts from the checkpoint that the data starts from, even if a later one is committed meanwhile.
+        ray.get(self._board.set_start.remote(start))
+        first = spec.data_step(start.cur_nimg if start else 0)
+        last = max(first, spec.data_step(spec.train.total_nimg))
         return plan_dataset(self._reader, plan.first_chunk(first), plan.num_chunks(first, last))
-
-
-def _start(spec: RunSpec, on_skip: Callable[[str], None]) -> Checkpoint | None:
-    return checkpoint.latest_valid(spec.run_url, on_skip)
 
 
 def _rank_main(settings: Mapping[str, Any]) -> None:
@@ -154,28 +187,26 @@ def _rank_main(settings: Mapping[str, Any]) -> None:
         raise failure  # a restart cannot mend it
     try:
         _train(spec, workers, board)
-    except InputError as error:
-        ray.get(board.fail.remote(_in_its_own_words(error)))
+    except (InputError, OwnershipError) as error:
+        own = _in_its_own_words(error)
+        if not isinstance(own, storage.StorageUnavailableError):  # which a restart may well mend
+            ray.get(board.fail.remote(own))
         raise
 
 
-def _in_its_own_words(error: InputError) -> InputError:
+def _in_its_own_words(error: Exception) -> Exception:
     """What a read task raised comes wrapped, with Ray's advice on retries below our line."""
     own = getattr(error, "cause", None) or error
-    kind = type(own) if isinstance(own, InputError) else InputError
+    kind = type(own) if isinstance(own, InputError | RetryableError) else InputError
     return kind(str(own).strip().splitlines()[0])
 
 
 def _train(spec: RunSpec, workers: Workers, board: Any) -> None:
     # OMP_NUM_THREADS is 1 inside a Ray worker.
-    torch.set_num_threads(workers.threads)
+    torch.set_num_threads(min(workers.threads, len(os.sched_getaffinity(0))))
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     world = World(rank=rank, size=size, device=ray.train.torch.get_device(), wrap=_wrap)
-
-    def on_skip(reason: str) -> None:
-        if rank == 0:
-            log.put_event(spec.run_url, spec.owner, "checkpoint_skipped", reason=reason)
 
     def progress(cur_nimg: int, shown: Mapping[str, Any]) -> None:
         if rank == 0:
@@ -183,7 +214,7 @@ def _train(spec: RunSpec, workers: Workers, board: Any) -> None:
                 cur_nimg, {name: shown[name] for name in ("img_per_sec", "data_wait_share") if name in shown}
             )
 
-    start = _start(spec, on_skip)
+    start: Checkpoint | None = ray.get(board.start.remote())
     first = spec.data_step(start.cur_nimg if start else 0)
     batches = rank_batches(_blocks(), spec.plan, first, rank, size)
     with _Watchdog(board, workers) as watchdog:
@@ -214,23 +245,25 @@ class _Watchdog:
         self._timer.daemon = True
 
     def __enter__(self) -> "_Watchdog":
-        self._timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the first one calls the watchdog off."""
+        """The same batches; asking for the first one sets the watchdog, its coming calls it off."""
+        self._timer.start()
         for batch in batches:
             self._timer.cancel()
             yield batch
 
     def _give_up(self) -> None:
-        free = ray.available_resources()
-        error = ResourceError(
+        free = ray.available_resources().get("CPU", 0)
+        kind = ResourceError if free < 1 else TrainError
+        error = kind(
             f"no first batch after {FIRST_BATCH_SEC:.0f} s: {self._workers.count} workers hold {self._workers.cpus:g} "
-            f"CPUs each and {free.get('CPU', 0):g} CPUs are free to read data; free some, or use fewer workers"
+            f"CPUs each and {free:g} CPUs are free to read data; "
+            + ("free some, or use fewer workers" if free < 1 else "storage may be slow: run the same command again")
         )
         ray.get(self._board.fail.remote(error))
         os._exit(1)
@@ -241,6 +274,7 @@ class _Board:
 
     def __init__(self) -> None:
         self._state: tuple[int, dict[str, Any]] | None = None
+        self._start: Checkpoint | None = None
         self._failure: Exception | None = None
 
     def tell(self, cur_nimg: int, shown: dict[str, Any]) -> None:
@@ -248,6 +282,12 @@ class _Board:
 
     def state(self) -> tuple[int, dict[str, Any]] | None:
         return self._state
+
+    def set_start(self, start: Checkpoint | None) -> None:
+        self._start = start
+
+    def start(self) -> Checkpoint | None:
+        return self._start
 
     def fail(self, error: Exception) -> None:
         self._failure = self._failure or error

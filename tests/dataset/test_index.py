@@ -39,10 +39,13 @@ def test_equal_rows_give_equal_bytes() -> None:
     assert index.encode_part(tables) == index.encode_part(tables)
 
 
-def test_a_cut_part_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_a_damaged_part_is_named(tmp_path: Path, damage: str) -> None:
     made = make_dataset(str(tmp_path), num_samples=10)
     part = tmp_path / "train" / "index" / "part-00000.parquet"
-    part.write_bytes(part.read_bytes()[:-20])
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data if damage == "altered" else data[:-20])
     with pytest.raises(DatasetError, match="part-00000"):
         index.IndexReader(str(tmp_path / "train"), made.splits["train"]).rows(0, 1)
 

@@ -1,5 +1,6 @@
 """`ganymede train`, `generate` and `run` as a user types them: what is wrong is told in one line, with exit code 2."""
 
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -7,14 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs import cli, generate, run, train
 from jobs.cli import Verb
 from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.stream.feed import rank_batches
+from pipeline.train import loop
 from tests.generate.test_generate import make_snapshot
 from tests.s3_server import S3Server
 from tests.small import make_dataset
+from tests.train.test_loop import WORLD
 
 
 def refused(capsys: pytest.CaptureFixture[str], verb: Verb, words: Sequence[str]) -> str:
@@ -58,7 +64,39 @@ def test_train_refuses(
 def test_train_refuses_what_is_no_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "run")]
     assert "no dataset here" in refused(capsys, train.VERB, words)
-    assert "scheme" in refused(capsys, train.VERB, ["--dataset", "ftp://x/y", "--out", str(tmp_path / "run")])
+    assert "neither a local path" in refused(
+        capsys, train.VERB, ["--dataset", "ftp://x/y", "--out", str(tmp_path / "run")]
+    )
+
+
+def test_train_refuses_an_output_that_holds_a_dataset(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    before = sorted(entry.name for entry in storage.list_entries(data))
+    assert "holds a dataset" in refused(capsys, train.VERB, ["--dataset", data, "--out", data])
+    assert sorted(entry.name for entry in storage.list_entries(data)) == before
+
+
+def test_a_finished_run_is_not_taken_for_another(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str) -> None:
+    """Decided in the driver, from the checkpoint: no Ray is started for it."""
+    words = ["--dataset", data, "--out", str(tmp_path / "run"), "--train.total-kimg", "0.1"]
+    job = train.TrainJob(dataset=data, out=str(tmp_path / "run"), train=loop.TrainConfig(total_kimg=0.1))
+    spec, reader = train._open(job)
+    outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)
+    blocks = (reader({"id": np.array([n])}, 0) for n in range(1000))
+    loop.run(dataclasses.replace(spec, owner=1), WORLD, None, rank_batches(blocks, spec.plan, 0, 0, 1), outlets)
+    assert cli.run_verb(train.VERB, words) == 0
+    assert "already done" in capsys.readouterr().out
+    for other in (["--train.seed", "7"], ["--network.base-width", "16"]):
+        assert "cannot resume with other settings" in refused(capsys, train.VERB, [*words, *other])
+
+
+@pytest.mark.parametrize(
+    ("job", "cluster", "wanted"),
+    [({}, {"CPU": 8.0}, 8), ({"num_workers": 3}, {"CPU": 8.0}, 3), ({"num_workers": 9}, {"CPU": 8.0}, 8)],
+)
+def test_generate_workers_fit_the_cluster(job: dict[str, int], cluster: dict[str, float], wanted: int) -> None:
+    assert generate._num_workers(generate.GenerateJob(snapshot="s", out="o", **job), cluster) == wanted
+    with pytest.raises(InputError, match="needs a GPU and the cluster has none"):
+        generate._num_workers(generate.GenerateJob(snapshot="s", out="o", use_gpu=True), cluster)
 
 
 @pytest.mark.parametrize("verb", [train.VERB, generate.VERB], ids=lambda verb: verb.name)

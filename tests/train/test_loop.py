@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def test_too_many_unreadable_samples_stop_the_run(tmp_path: Path, reader: ChunkR
 
 
 def test_noise_depends_on_position_not_on_batch(tmp_path: Path, reader: ChunkReader) -> None:
-    trainer = loop._Trainer(spec_of(str(tmp_path), reader), WORLD, None)
+    with ThreadPoolExecutor() as writer:
+        trainer = loop._Trainer(spec_of(str(tmp_path), reader), WORLD, None, writer)
     together = trainer._noise("z/G", np.array([5, 6, 900]))
     assert torch.equal(together[1:2], trainer._noise("z/G", np.array([6])))
     assert not torch.equal(together, trainer._noise("z/D", np.array([5, 6, 900])))

@@ -75,8 +75,8 @@ class Discriminator(nn.Module):
         return logits.float()
 
 
-def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Weights ~ N(0, 0.02), batch-norm gains ~ N(1, 0.02), biases 0, class embeddings ~ N(0, 1)."""
+def initialise(network: nn.Module, generator: torch.Generator, *, embedding_std: float) -> None:
+    """Weights ~ N(0, 0.02), batch-norm gains ~ N(1, 0.02), biases 0, class embeddings ~ N(0, embedding_std)."""
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -84,7 +84,7 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             elif isinstance(module, nn.BatchNorm2d):
                 module.weight.normal_(1.0, 0.02, generator=generator)
             elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0.0, 1.0, generator=generator)
+                module.weight.normal_(0.0, embedding_std, generator=generator)
             bias = getattr(module, "bias", None)
             if isinstance(bias, nn.Parameter):
                 bias.zero_()
