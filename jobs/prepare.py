@@ -41,8 +41,8 @@ def run(job: PrepareJob, terminal: Terminal) -> int:
         terminal.line(f"prepare: already done, {_holds(out_url)} in {out_url}")
         return cli.EXIT_DONE
     storage.probe(out_url)
-    storage.put_if_absent(storage.join(out_url, "events", "prepare.yaml"), to_yaml(job).encode())
     _make(source, job, out_url, terminal)
+    storage.put_if_absent(storage.join(out_url, "events", "prepare.yaml"), to_yaml(job).encode())
     return cli.EXIT_DONE
 
 

@@ -146,8 +146,7 @@ def settle_plan(url: str, plan: Mapping[str, Any], lineage: Mapping[str, Any]) -
 
 
 def _refuse_strangers(url: str) -> None:
-    entry = next(iter(storage.list_entries(url)), None)
-    if entry is not None and not entry.name.startswith("events/"):
+    for entry in storage.list_entries(url):
         raise DatasetError(
             f"{url}: not empty (holds {entry.name}) and not a dataset of ours; choose an empty output URL"
         )

@@ -242,7 +242,7 @@ def test_a_quiet_run(tmp_path: Path) -> None:
     assert log.parent == tmp_path / f"ganymede-logs-{os.getuid()}"
     assert re.fullmatch(r"generate-\d+\.log", log.name)
     assert warning == "warning: mind this"
-    assert re.fullmatch(r"making: 100/100 \(100%\) img, \S+ img/s, loss 0\.25", progress)
+    assert re.fullmatch(r"making: 100/100 \(100%\) img, \S+ img/s, 0 s left, loss 0\.25", progress)
     assert "INFO some.library: chatter" in log.read_text()
     assert "UserWarning: old thing" in log.read_text()
 

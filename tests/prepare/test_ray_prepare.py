@@ -195,7 +195,7 @@ def test_errors_of_a_task_surface_as_they_are(tmp_path: Path) -> None:
     source = sources.scan(trees.write_folder(tmp_path / "in", trees.folder_files(4)))
     (tmp_path / "in/cat/0000.png").write_bytes(b"changed")
     with pytest.raises(SourceError, match=r"7 bytes, .* when listed") as caught:
-        ray_prepare.prepare(source, str(tmp_path / "out"), PrepareConfig(), lambda _: None)
+        ray_prepare.prepare(source, "in", str(tmp_path / "out"), PrepareConfig(), lambda _: None)
     assert type(caught.value) is SourceError
     assert "\n" not in str(caught.value)
 
