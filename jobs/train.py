@@ -52,7 +52,7 @@ def run(job: TrainJob, terminal: Terminal) -> int:
     _refuse_dataset(job.out)
     start = checkpoint.latest_valid(job.out, terminal.warn)
     if start is not None:
-        checkpoint.refuse_other(checkpoint.identity(job.out, start.number), spec.identity, job.out)
+        checkpoint.refuse_other(checkpoint.json_state(job.out, start.number, "config"), spec.identity, job.out)
     finished = start is not None and start.cur_nimg >= spec.train.total_nimg
     if start is not None and finished and snapshot.exists(job.out, start.cur_nimg):
         terminal.line(f"train: already done, {start.cur_nimg:,} images seen: {job.out}")
@@ -66,6 +66,12 @@ def run(job: TrainJob, terminal: Terminal) -> int:
         at = start.cur_nimg if start is not None else 0
         if start is not None:
             terminal.line(f"train: goes on from checkpoint {start.number}, {at:,} images seen")
+            before = checkpoint.json_state(job.out, start.number, "progress")["world_size"]
+            if before != workers.count:
+                terminal.warn(
+                    f"{before} workers before, {workers.count} now: batch statistics are local to a worker, so results "
+                    "differ from those of an unchanged run"
+                )
         with terminal.progress(spec.train.total_nimg, "img", "train", initial=at) as bar:
             fit(spec, reader, workers, _Follow(bar, at))
     done = checkpoint.latest_valid(job.out, terminal.warn)

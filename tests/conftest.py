@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.s3_server import S3Server, run_s3_server
+
+if "CI" not in os.environ:  # there hypothesis has a profile of its own: the same examples at every run, no deadline
+    settings.register_profile("patient", deadline=None)  # a machine that others use is slow at times
+    settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,13 +114,13 @@ def load(run_url: str, number: int) -> State:
         name: torch.load(io.BytesIO(storage.read(_url(run_url, number, f"{name}.pt"))), weights_only=True)
         for name in TENSOR_STATES
     }
-    rest = {name: json.loads(storage.read(_url(run_url, number, f"{name}.json"))) for name in JSON_STATES}
+    rest = {name: json_state(run_url, number, name) for name in JSON_STATES}
     return State(tensors=tensors, **rest)
 
 
-def identity(run_url: str, number: int) -> Mapping[str, Any]:
-    """The `config` state alone: what a resuming run must share."""
-    found: Mapping[str, Any] = json.loads(storage.read(_url(run_url, number, "config.json")))
+def json_state(run_url: str, number: int, name: str) -> Mapping[str, Any]:
+    """One of JSON_STATES alone, without the tensors."""
+    found: Mapping[str, Any] = json.loads(storage.read(_url(run_url, number, f"{name}.json")))
     return found
 
 

@@ -66,6 +66,8 @@ class Workers:
     threads: int
     use_gpu: bool
     max_failures: int
+    free_cpus: float
+    """CPUs of the cluster that they leave to read with."""
 
 
 def fit_workers(config: WorkersConfig, num_lanes: int, cluster: Mapping[str, float]) -> Workers:
@@ -85,7 +87,14 @@ def fit_workers(config: WorkersConfig, num_lanes: int, cluster: Mapping[str, flo
             "set fewer --workers.num-workers or a smaller --workers.cpus-per-worker"
         )
     threads = config.threads_per_worker or max(1, int(cpus) // w)
-    return Workers(count=w, cpus=each, threads=threads, use_gpu=config.use_gpu, max_failures=config.max_failures)
+    return Workers(
+        count=w,
+        cpus=each,
+        threads=threads,
+        use_gpu=config.use_gpu,
+        max_failures=config.max_failures,
+        free_cpus=cpus - w * each,
+    )
 
 
 def fit(
@@ -113,7 +122,7 @@ def fit(
             # Without a limit a group that finds no room is asked for again for ever, without a word.
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=1),
         ),
-        datasets={"train": _DatasetFromLastCheckpoint(spec, reader, board)},
+        datasets={"train": _DatasetFromLastCheckpoint(spec, reader, workers.free_cpus, board)},
         dataset_config=data_config(),
     )
     with _Watcher(board, on_progress):
@@ -163,8 +172,8 @@ def _resources(workers: Workers) -> dict[str, float]:
 class _DatasetFromLastCheckpoint:
     """What Ray Train calls in its controller at every start of a worker group: the plan from the last checkpoint on."""
 
-    def __init__(self, spec: RunSpec, reader: ChunkReader, board: Any) -> None:
-        self._spec, self._reader, self._board = spec, reader, board
+    def __init__(self, spec: RunSpec, reader: ChunkReader, free_cpus: float, board: Any) -> None:
+        self._spec, self._reader, self._free_cpus, self._board = spec, reader, free_cpus, board
 
     def __call__(self) -> ray.data.Dataset:
         spec, plan = self._spec, self._spec.plan
@@ -176,7 +185,8 @@ class _DatasetFromLastCheckpoint:
         ray.get(self._board.set_start.remote(start))
         first = spec.data_step(start.cur_nimg if start else 0)
         last = max(first, spec.data_step(spec.train.total_nimg))
-        return plan_dataset(self._reader, plan.first_chunk(first), plan.num_chunks(first, last))
+        chunks = plan.num_chunks(first, last)
+        return plan_dataset(self._reader, plan.first_chunk(first), chunks, self._free_cpus)
 
 
 def _rank_main(settings: Mapping[str, Any]) -> None:
@@ -203,6 +213,7 @@ def _in_its_own_words(error: Exception) -> Exception:
 
 def _train(spec: RunSpec, workers: Workers, board: Any) -> None:
     # OMP_NUM_THREADS is 1 inside a Ray worker.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of cuBLAS
     torch.set_num_threads(min(workers.threads, len(os.sched_getaffinity(0))))
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -176,6 +178,32 @@ def test_every_preset_dry_runs(capsys: pytest.CaptureFixture[str], verb: Verb) -
     for preset in verb.presets:
         assert cli.run_verb(verb, ["--preset", preset, "--dry-run", *required]) == 0
         assert "out: o" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_told_as_such_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Ray Train's own handler of SIGINT would leave with exit code 0."""
+    make_dataset(str(tmp_path / "data"))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "jobs.train", "--dataset", str(tmp_path / "data"), "--out", str(out)]
+    command += ["--network.base-width", "8", "--train.tick-kimg", "1", "--train.checkpoint-kimg", "1"]
+    started = subprocess.Popen(
+        [*command, "--train.total-kimg", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while not list(out.glob("checkpoints/*/COMMIT.json")):
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    _, complaint = started.communicate(timeout=60)
+    assert started.returncode == cli.EXIT_INTERRUPTED, complaint
+    assert complaint.splitlines()[-1] == "ganymede train: interrupted"
+    # A total that it has passed: the run ends where it stands, with a snapshot.
+    done = subprocess.run([*command, "--train.total-kimg", "1"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from checkpoint" in done.stdout
+    assert list(out.glob("snapshots/*/config.json"))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.dataset.index import IndexReader
+from pipeline.stream import feed
 from pipeline.stream.feed import (
     BadDataError,
     Batch,
@@ -137,14 +138,19 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_ray_keeps_the_order_and_the_blocks_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct_chunks", [0, 5000])
+def test_ray_keeps_the_order_and_the_blocks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct_chunks: int
+) -> None:
+    """Both forms of a plan: cut from blocks of many, and single from the start."""
+    monkeypatch.setattr(feed, "_DIRECT_CHUNKS", direct_chunks)
     reader = reader_of(str(tmp_path))
     first = reader.plan.first_chunk(5)
-    data = plan_dataset(reader, first, 40)
+    data = plan_dataset(reader, first, 1040, 8)
     data.context.execution_options = data_config()._resolve_execution_options("train")
     blocks = list(data.iter_batches(batch_size=None, batch_format="numpy"))
-    assert [len(one["position"]) for one in blocks] == [6] * 40
-    assert np.array_equal(np.concatenate([one["position"] for one in blocks]), np.arange(first * 6, (first + 40) * 6))
+    assert [len(one["position"]) for one in blocks] == [6] * 1040
+    assert np.array_equal(np.concatenate([one["position"] for one in blocks]), np.arange(first * 6, (first + 1040) * 6))
     assert blocks[0]["image"].shape == (6, 16, 16, 1)
     assert blocks[0]["image"].dtype == np.uint8
 
@@ -155,7 +161,7 @@ def test_settings_that_order_and_block_size_rest_on() -> None:
         "import sys, json, ray; from pipeline.stream.feed import plan_dataset, data_config\n"
         "from ray.data import DataContext\n"
         "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
-        "plan_dataset(print, 0, 1)\n"
+        "plan_dataset(print, 0, 1, 1)\n"
         "c = DataContext.get_current()\n"
         "o = data_config()._resolve_execution_options('train')\n"
         "print(json.dumps([c.target_max_block_size, c.execution_no_progress_timeout_s, c.enable_progress_bars,"
@@ -169,4 +175,5 @@ def test_settings_that_order_and_block_size_rest_on() -> None:
 def test_default_group_sizes() -> None:
     assert default_steps_per_group(60_000, 64, 8, 32 * 32) == 128  # chunks of 1024 samples
     assert default_steps_per_group(10**6, 64, 8, 512 * 512 * 3) == 5  # 256 MB a group
-    assert default_steps_per_group(50, 64, 8, 1024) == 1
+    assert default_steps_per_group(50, 64, 8, 1024) == 6  # a chunk of 48, no longer than the dataset
+    assert default_steps_per_group(3, 64, 8, 1024) == 1

@@ -21,7 +21,7 @@ from tests.train.test_loop import assert_bit_equal, final_state, reader, spec_of
 
 __all__ = ["reader"]
 
-ONE = Workers(count=1, cpus=1, threads=1, use_gpu=False, max_failures=3)
+ONE = Workers(count=1, cpus=1, threads=1, use_gpu=False, max_failures=3, free_cpus=5)
 
 
 def fit_owned(spec: RunSpec, reader: ChunkReader, workers: Workers, on_progress: Any = lambda *_: None) -> None:
