@@ -286,10 +286,16 @@ def test_a_log_folder_that_cannot_be_written(
     assert "set TMPDIR" in refused(capsys, "--out", "x")
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, __file__, "--out", "x", "--mode", "sleep"]
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A shell that starts the tests in the background has SIGINT ignored, and its children inherit that.
+    with subprocess.Popen(command, env=env, text=True, preexec_fn=heed_interrupts, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.stream.feed import rank_batches
 from pipeline.train import loop
 from tests.generate.test_generate import make_snapshot
+from tests.jobs.test_cli import heed_interrupts
 from tests.s3_server import S3Server
 from tests.small import make_dataset
 from tests.train.test_loop import WORLD
@@ -187,9 +188,8 @@ def test_ctrl_c_is_told_as_such_and_the_same_command_goes_on(tmp_path: Path) -> 
     out = tmp_path / "run"
     command = [sys.executable, "-m", "jobs.train", "--dataset", str(tmp_path / "data"), "--out", str(out)]
     command += ["--network.base-width", "8", "--train.tick-kimg", "1", "--train.checkpoint-kimg", "1"]
-    started = subprocess.Popen(
-        [*command, "--train.total-kimg", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen([*command, "--train.total-kimg", "1000"], text=True, preexec_fn=heed_interrupts, **pipes)
     deadline = time.monotonic() + 90
     while not list(out.glob("checkpoints/*/COMMIT.json")):
         assert started.poll() is None
