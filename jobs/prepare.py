@@ -23,7 +23,7 @@ class PrepareJob:
     """What `ganymede prepare` is told."""
 
     source: str
-    """Images: a folder, a .zip, IDX files or WebDataset shards (path or s3://), or fashion-mnist to fetch those."""
+    """Images: a folder, a .zip, IDX, CIFAR, WebDataset or Parquet files (path or s3://), or fashion-mnist: fetched."""
     out: str
     """Where the dataset goes (path or s3://): empty, or what the same command began."""
     cache: str = ""
@@ -36,7 +36,12 @@ def run(job: PrepareJob, terminal: Terminal) -> int:
     """Make the dataset, or finish or recognise the one that is there."""
     out_url = storage.resolve(job.out)
     source_url = storage.resolve(_source(job))
-    source = sources.scan(source_url, label_field=job.prepare.label_field, class_names=job.prepare.class_names)
+    source = sources.scan(
+        source_url,
+        label_field=job.prepare.label_field,
+        class_names=job.prepare.class_names,
+        image_column=job.prepare.image_column,
+    )
     if plans.is_done(out_url, plans.make(source, job.prepare)):
         terminal.line(f"prepare: already done, {_holds(out_url)} in {out_url}")
         return cli.EXIT_DONE

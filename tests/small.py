@@ -1,6 +1,5 @@
 """A small real dataset, made without Ray: circles and squares of random sizes, two classes."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline import images, storage
-from pipeline.dataset import index, record, tar
-from pipeline.dataset.record import DatasetRecord, Part
+from pipeline.dataset import index, mixing, part, record, tar
+from pipeline.dataset.record import DatasetRecord
 
 CLASSES = ("circle", "square")
 
@@ -32,33 +31,39 @@ def shape_image(seed: int, label: int, resolution: int) -> NDArray[np.uint8]:
     return np.asarray(image)[:, :, None]
 
 
-def shard_bytes(start: int, count: int, resolution: int) -> bytes:
-    """A shard of samples start … start + count − 1, classes in turn."""
-    return tar.build(
-        (
-            f"{i:09d}",
-            {"png": images.encode(shape_image(i, i % 2, resolution), "png", 100), "cls": str(i % 2).encode()},
-        )
-        for i in range(start, start + count)
-    )
+def shard_bytes(start: int, count: int, resolution: int, label_run: int = 1) -> bytes:
+    """A shard of samples start … start + count − 1, `label_run` of one class, then of the other."""
+    samples = []
+    for i in range(start, start + count):
+        label = i // label_run % 2
+        image = images.encode(shape_image(i, label, resolution), "png", 100)
+        samples.append((f"{i:09d}", {"png": image, "cls": b"%d" % label}))
+    return tar.build(samples)
 
 
-def make_dataset(url: str, num_samples: int = 100, shard_size: int = 30, resolution: int = 16) -> DatasetRecord:
+def make_dataset(
+    url: str, num_samples: int = 100, shard_size: int = 30, resolution: int = 16, label_run: int = 1
+) -> DatasetRecord:
     """Write it to `url`, split `train`; returns its record."""
     tables: list[pa.Table] = []
     for number, start in enumerate(range(0, num_samples, shard_size)):
-        data = shard_bytes(start, min(shard_size, num_samples - start), resolution)
+        data = shard_bytes(start, min(shard_size, num_samples - start), resolution, label_run)
         storage.put_if_absent(storage.join(url, "train", index.shard_name(number)), data)
         tables.append(index.rows_of_shard(index.shard_name(number), data, 1))
     parts = []
     for number in range(0, len(tables), 2):  # two shards a part, so that readers cross parts
-        data = index.encode_part(tables[number : number + 2])
+        data = part.encode_part(tables[number : number + 2])
         name = index.part_name(number // 2)
         storage.put_if_absent(storage.join(url, "train", name), data)
-        rows = sum(len(table) for table in tables[number : number + 2])
-        parts.append(Part(name=name, rows=rows, sha256=hashlib.sha256(data).hexdigest()))
+        parts.append(part.describe_part(name, data))
+    runs = mixing.label_runs(table["label"] for table in tables)
     result = DatasetRecord(
-        channels=1, resolution=resolution, image_format="png", classes=CLASSES, splits={"train": tuple(parts)}
+        channels=1,
+        resolution=resolution,
+        image_format="png",
+        classes=CLASSES,
+        splits={"train": tuple(parts)},
+        label_runs={"train": runs} if runs else {},
     )
     record.commit(url, result)
     return result

@@ -1,24 +1,23 @@
 """The index: where each sample lies. Parquet parts, one row a sample, one row group a shard.
 
-A row is derived from the stored bytes of its shard. A reader holds row counts only and fetches the row groups it
-needs through a small cache of its process.
+A row is derived from the stored bytes of its shard. A reader holds what dataset.json says of the parts and fetches the
+row groups it needs (see `part`).
 """
 
 import bisect
 import functools
 import hashlib
-import io
 import itertools
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from pipeline import images, storage
-from pipeline.dataset import tar
-from pipeline.dataset.record import DatasetError, Part
+from pipeline.dataset import part, tar
+from pipeline.dataset.part import encode_part as encode_part
+from pipeline.dataset.record import DatasetError, DatasetRecord, Part
 
-MAX_PART_ROWS = 1_000_000
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 SCHEMA = pa.schema(
     [
@@ -30,6 +29,18 @@ SCHEMA = pa.schema(
         ("sha256", pa.binary(32)),  # of the decoded pixels, uint8 HWC
     ]
 )
+FOREIGN_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.string()),  # as the shard says it: the number follows from the classes of all shards
+        ("shard", pa.string()),  # name below shards_url
+        ("shard_size", pa.int64()),  # bytes when it was indexed
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("sha256", pa.binary(32)),  # null: nothing was decoded
+    ]
+)
+"""Of shards that others wrote: a part is derived from its shards alone. `IndexReader` gives rows of SCHEMA."""
 
 
 def shard_name(number: int) -> str:
@@ -66,21 +77,16 @@ def image_member(sample: tar.Sample, where: str) -> tar.Member:
     raise tar.TarError(f"{where}: key {sample.key!r} has no image ({', '.join(IMAGE_EXTENSIONS)})")
 
 
-def encode_part(shards: Sequence[pa.Table]) -> bytes:
-    """The Parquet bytes of a part, one row group for each shard's rows; equal rows give equal bytes."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, shards[0].schema, compression="zstd") as writer:
-        for rows in shards:
-            writer.write_table(rows, row_group_size=max(1, len(rows)))
-    return sink.getvalue()
-
-
 class IndexReader:
-    """Rows of a split by sample number. Picklable; holds cumulative row counts and nothing else."""
+    """Rows of a split by sample number. Picklable; holds names, row counts and digests of the parts, and no rows."""
 
-    def __init__(self, split_url: str, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, split_url: str, parts: Sequence[Part], shards_url: str = "", classes: Sequence[str] = ()
+    ) -> None:
         self._split_url = split_url
+        self._shards_url = shards_url or split_url
         self._parts = list(parts)
+        self._classes = tuple(classes)
         self._ends = list(itertools.accumulate(part.rows for part in parts))
 
     @property
@@ -90,53 +96,47 @@ class IndexReader:
 
     def shard_url(self, shard: str) -> str:
         """The URL of a shard named in a row."""
-        return storage.join(self._split_url, shard)
+        return storage.join(self._shards_url, shard)
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """The rows of samples start … stop − 1, which must lie in [0, N]."""
+        """The rows of samples start … stop − 1, which must lie in [0, N]; columns as in SCHEMA, or more.
+
+        Raises DatasetError for a part that is damaged or not the one listed, and for an indexed foreign shard whose
+        size has changed.
+        """
         assert 0 <= start <= stop <= self.num_samples
         tables = []
         while start < stop:
             number = bisect.bisect_right(self._ends, start)
             first = self._ends[number - 1] if number else 0
             end = min(stop, self._ends[number])
-            part = self._parts[number]
-            url = storage.join(self._split_url, part.name)
-            tables.append(_part_rows(url, part.sha256, start - first, end - first))
+            url = storage.join(self._split_url, self._parts[number].name)
+            tables.append(self._own(part.read_rows(url, self._parts[number], start - first, end - first)))
             start = end
         return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
-
-def _part_rows(url: str, sha256: str, start: int, stop: int) -> pa.Table:
-    """Rows of one part, through the process's cache of row groups."""
-    ends = _row_group_ends(url, sha256)
-    tables = []
-    while start < stop:
-        number = bisect.bisect_right(ends, start)
-        if number == len(ends):
-            raise DatasetError(f"{url}: has fewer rows than dataset.json says; prepare the dataset again")
-        first = ends[number - 1] if number else 0
-        end = min(stop, ends[number])
-        tables.append(_row_group(url, sha256, number).slice(start - first, end - start))
-        start = end
-    return pa.concat_tables(tables)
+    def _own(self, rows: pa.Table) -> pa.Table:
+        """Rows of foreign shards as ours: sizes compared, class names numbered."""
+        if rows.schema != FOREIGN_SCHEMA:
+            return rows
+        for row in rows.group_by(["shard", "shard_size"], use_threads=False).aggregate([]).to_pylist():
+            _check_size(self.shard_url(row["shard"]), row["shard_size"])
+        label = pc.index_in(rows["label"], value_set=pa.array(self._classes, pa.string()))
+        return rows.set_column(1, "label", label).select(SCHEMA.names)
 
 
-def _row_group_ends(url: str, sha256: str) -> list[int]:
-    metadata = _metadata(url, sha256)
-    return list(itertools.accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
+@functools.lru_cache(maxsize=4096)
+def _check_size(shard_url: str, size_bytes: int) -> None:
+    """Once a shard and process."""
+    found = storage.stat(shard_url)
+    if found is None or found.size_bytes != size_bytes:
+        has = "is gone" if found is None else f"has {found.size_bytes} bytes"
+        raise DatasetError(
+            f"{shard_url} {has}, {size_bytes} when it was indexed; restore it, or index the shards again at another URL"
+        )
 
 
-@functools.lru_cache(maxsize=64)
-def _row_group(url: str, sha256: str, number: int) -> pa.Table:
-    with storage.open_seekable(url) as file:
-        return pq.ParquetFile(file, metadata=_metadata(url, sha256)).read_row_group(number)
-
-
-@functools.lru_cache(maxsize=64)
-def _metadata(url: str, sha256: str) -> pq.FileMetaData:
-    """The footer of a part whose digest is the one that dataset.json lists; asked once a process."""
-    if storage.digest(url) != sha256:
-        raise DatasetError(f"{url}: not the part that dataset.json lists; restore it, or prepare the dataset again")
-    with storage.open_seekable(url) as file:
-        return pq.ParquetFile(file).metadata
+def open_split(url: str, record: DatasetRecord, split: str) -> IndexReader:
+    """The index of a split of the dataset whose dataset.json is at `url`; raises DatasetError if it has no such."""
+    record.num_samples(split)
+    return IndexReader(storage.join(url, split), record.splits[split], record.shards_url, record.classes)

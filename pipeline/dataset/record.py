@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import ConfigError, from_dict, to_dict
+from pipeline.config import ConfigError, from_dict
 from pipeline.errors import InputError
 
 FORMAT = 1
@@ -19,7 +19,7 @@ class DatasetError(InputError):
     """A URL that holds no dataset of ours, an unfinished one, or another one than was asked for."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One Parquet file of the index."""
 
@@ -29,6 +29,22 @@ class Part:
     """Samples it lists."""
     sha256: str
     """Digest of the stored file."""
+    size_bytes: int = 0
+    """Size of the stored file; 0: readers take it whole."""
+    footer_bytes: int = 0
+    """Size of its end, which says where the rows lie."""
+    footer_sha256: str = ""
+    """Digest of that end, which holds the digests of all before it; empty: readers take the file whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelRuns:
+    """How well a split's samples are mixed, in the order of the index."""
+
+    mean: float
+    """Mean number of consecutive samples of one class."""
+    independent: float
+    """The same if each sample's class were drawn from the split's frequencies: 1 / (1 − Σp²)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,19 +56,31 @@ class DatasetRecord:
     resolution: int
     """Height and width in pixels."""
     image_format: str
-    """png, jpeg or webp."""
+    """png, jpeg or webp; mixed: indexed foreign shards, with images of any format and size."""
     splits: Mapping[str, tuple[Part, ...]]
     """Split name → its index parts, in order."""
     classes: tuple[str, ...] = ()
     """Class names by label; empty: no labels."""
     lineage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Where the images came from."""
+    label_runs: Mapping[str, LabelRuns] = dataclasses.field(default_factory=dict)
+    """Split name → how its labels are mixed; a split without two classes is not there."""
+    shards_url: str = ""
+    """Where the shards lie that the index names; empty: in the folder of their split, beside the index."""
 
     def num_samples(self, split: str) -> int:
         """Samples of a split; raises DatasetError for a split that is not there."""
         if split not in self.splits:
             raise DatasetError(f"no split {split!r}; this dataset has {', '.join(sorted(self.splits))}")
         return sum(part.rows for part in self.splits[split])
+
+    def label_run_ratio(self, split: str) -> float:
+        """How many times longer runs of one class are than in independent draws: about 1 where samples are mixed.
+
+        1.0 where there are no labels, one class, or nothing was measured.
+        """
+        runs = self.label_runs.get(split)
+        return runs.mean / runs.independent if runs else 1.0
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
@@ -68,10 +96,18 @@ def encode(record: DatasetRecord) -> bytes:
         "resolution": record.resolution,
         "image_format": record.image_format,
         "classes": list(record.classes),
-        "splits": {name: {"parts": [to_dict(part) for part in parts]} for name, parts in record.splits.items()},
+        "splits": {name: _encode_split(record, name) for name in record.splits},
         "lineage": dict(record.lineage),
+        "shards_url": record.shards_url,
     }
     return encode_json(body)
+
+
+def _encode_split(record: DatasetRecord, name: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"parts": [dataclasses.asdict(part) for part in record.splits[name]]}
+    if name in record.label_runs:
+        body["label_runs"] = dataclasses.asdict(record.label_runs[name])
+    return body
 
 
 def decode(data: bytes, where: str) -> DatasetRecord:
@@ -80,10 +116,7 @@ def decode(data: bytes, where: str) -> DatasetRecord:
         body = json.loads(data)
         if body["format"] != FORMAT:
             raise DatasetError(f"{where}: format {body['format']}, and this version reads {FORMAT}; upgrade ganymede")
-        splits = {
-            name: tuple(from_dict(Part, part, where) for part in split["parts"])
-            for name, split in body["splits"].items()
-        }
+        splits = {name: tuple(_decode_part(part) for part in split["parts"]) for name, split in body["splits"].items()}
         return DatasetRecord(
             channels=body["channels"],
             resolution=body["resolution"],
@@ -91,11 +124,26 @@ def decode(data: bytes, where: str) -> DatasetRecord:
             classes=tuple(body["classes"]),
             splits=splits,
             lineage=body["lineage"],
+            label_runs={
+                name: from_dict(LabelRuns, split["label_runs"], where)
+                for name, split in body["splits"].items()
+                if "label_runs" in split
+            },
+            shards_url=body.get("shards_url", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DatasetError(
             f"{where}: not a dataset record of ganymede ({error}); name a URL `prepare` wrote"
         ) from error
+
+
+def _decode_part(body: Mapping[str, Any]) -> Part:
+    """`config.from_dict` would take 46 µs, and there can be a million of them."""
+    part = Part(**body)
+    for field in dataclasses.fields(Part):
+        if type(getattr(part, field.name)) is not field.type:
+            raise TypeError(f"{field.name} of a part is {getattr(part, field.name)!r}")
+    return part
 
 
 def read(url: str) -> tuple[DatasetRecord, str]:
@@ -128,13 +176,7 @@ def settle_plan(url: str, plan: Mapping[str, Any], lineage: Mapping[str, Any]) -
         _refuse_strangers(url)
         if storage.put_if_absent(where, encode_json(body)) is not storage.Put.OTHER:
             return lineage
-    try:
-        stored = json.loads(storage.read(where))
-        found, found_format, found_lineage = stored["plan"], stored["format"], stored["lineage"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{where}: not a plan of ganymede ({error}); choose an empty output URL") from error
-    if found_format != FORMAT:
-        raise DatasetError(f"{where}: format {found_format}, and this version writes {FORMAT}; finish it with that one")
+    found, found_lineage = _read_plan(where)
     wanted = json.loads(encode_json(plan))
     if found != wanted:
         names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
@@ -142,7 +184,24 @@ def settle_plan(url: str, plan: Mapping[str, Any], lineage: Mapping[str, Any]) -
             f"{url}: holds another dataset, its plan differs in {', '.join(names)}; choose another output URL, "
             "or give the settings it was started with"
         )
-    return dict(found_lineage)
+    return found_lineage
+
+
+def stored_plan(url: str) -> Mapping[str, Any]:
+    """What plan.json at a dataset URL says was meant to be made; raises DatasetError for what is not ours."""
+    return _read_plan(storage.join(url, PLAN_NAME))[0]
+
+
+def _read_plan(where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plan and lineage."""
+    try:
+        stored = json.loads(storage.read(where))
+        found, found_format, lineage = dict(stored["plan"]), stored["format"], dict(stored["lineage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{where}: not a plan of ganymede ({error}); choose an empty output URL") from error
+    if found_format != FORMAT:
+        raise DatasetError(f"{where}: format {found_format}, and this version writes {FORMAT}; finish it with that one")
+    return found, lineage
 
 
 def _refuse_strangers(url: str) -> None:

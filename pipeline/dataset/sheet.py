@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline.dataset.index import IndexReader
+from pipeline.dataset.index import open_split
 from pipeline.dataset.record import DatasetRecord
 
 _SEARCHED_SAMPLES = 20_000
@@ -22,7 +22,7 @@ def class_rows(url: str, record: DatasetRecord, split: str, columns: int, rows: 
     """The first `columns` samples of each of the first `rows` classes among the first 20,000 samples, a row a class;
     without classes the first samples. Black where there are too few. uint8 image.
     """
-    reader = IndexReader(storage.join(url, split), record.splits[split])
+    reader = open_split(url, record, split)
     table = reader.rows(0, min(_SEARCHED_SAMPLES, reader.num_samples))
     label = table["label"].fill_null(0).to_numpy()
     count = min(rows, len(record.classes)) or 1
@@ -32,5 +32,5 @@ def class_rows(url: str, record: DatasetRecord, split: str, columns: int, rows: 
         for column, number in enumerate(samples):
             one = table.slice(int(number), 1).to_pylist()[0]
             data = storage.read_range(reader.shard_url(one["shard"]), one["offset"], one["size"])
-            pixels[row * columns + column] = images.decode(data, channels=record.channels).pixels
+            images.decode_into(data, pixels[row * columns + column])
     return grid(pixels, columns)

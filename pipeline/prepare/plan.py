@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from pipeline import images, philox, storage
 from pipeline.config import ConfigError, to_dict
 from pipeline.dataset import record
-from pipeline.prepare.sources import Source
+from pipeline.prepare.listing import Source
 
 RESOLUTIONS = (16, 32, 64, 128, 256, 512)
 _LABEL_FIELDS = ("cls", "folder")
+_WINDOW_BLOCKS = 64
+_WINDOW_SHARDS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class PrepareConfig:
     max_corrupt_fraction: float = 0.01
     """Stop when more than this part of a split's images cannot be decoded; 0 stops at the first."""
     label_field: str = "cls"
-    """Where WebDataset shards hold the class: cls, json:KEY or folder."""
+    """Where the class is: of WebDataset cls, json:KEY or folder; of Parquet column:NAME, else what looks like it."""
+    image_column: str = ""
+    """Column of Parquet files that holds the images; empty: what looks like it."""
     class_names: tuple[str, ...] = ()
     """Names of the classes by label; empty: the source's own."""
 
@@ -51,8 +56,8 @@ class PrepareConfig:
         fraction = self.max_corrupt_fraction
         _require(0 <= fraction < 1, "max_corrupt_fraction", fraction, "at least 0 and below 1")
         field = self.label_field
-        known = field in _LABEL_FIELDS or (field.startswith("json:") and len(field) > len("json:"))
-        _require(known, "label_field", field, "cls, json:KEY or folder")
+        known = field in _LABEL_FIELDS or re.fullmatch(r"(json|column):.+", field) is not None
+        _require(known, "label_field", field, "cls, json:KEY, folder or column:NAME")
         distinct = len(set(self.class_names)) == len(self.class_names)
         _require(distinct, "class_names", ",".join(self.class_names), "names that differ")
 
@@ -83,6 +88,26 @@ def units(counts: Mapping[str, int], shard_size: int) -> list[Unit]:
 def order(seed: int, split: str, count: int) -> NDArray[np.int64]:
     """Which of a split's items stands at each planned position: one seeded shuffle of the whole split."""
     return philox.permutation(philox.stream_key(seed, f"shuffle/{split}"), count)
+
+
+def order_of_blocks(seed: int, split: str, block_sizes: NDArray[np.int64], shard_size: int) -> NDArray[np.int64]:
+    """The same for items in blocks (row groups) that are read whole: a shard is made of few, and yet well mixed.
+
+    The blocks, `block_sizes` items in each, are dealt to windows of at least 64 blocks and 8 shards: of every run of
+    as many blocks as there are windows each window gets one, by the seed. Then each window is shuffled. So a source
+    that is sorted by class gives windows that all look like the whole of it; with less than two windows it is one
+    shuffle.
+
+    The cost: a block is read by the shards of its window, about 8, or 64 · (items of a block) / shard_size where that
+    is more; in one shuffle of all items it would be read by nearly as many shards as it has items, or as there are.
+    """
+    count, num_blocks = int(block_sizes.sum()), len(block_sizes)
+    windows = max(1, min(num_blocks // _WINDOW_BLOCKS, count // (_WINDOW_SHARDS * shard_size)))
+    by_chance = philox.permutation(philox.stream_key(seed, f"blocks/{split}"), num_blocks)
+    dealt = np.lexsort((by_chance, np.arange(num_blocks) // windows))
+    window = np.empty(num_blocks, np.int64)
+    window[dealt] = np.arange(num_blocks) % windows
+    return np.lexsort((order(seed, split, count), np.repeat(window, block_sizes)))
 
 
 def key(position: int) -> str:

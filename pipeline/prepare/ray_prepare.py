@@ -6,7 +6,6 @@ by put_if_absent. A killed run is finished by the same call.
 
 import collections
 import dataclasses
-import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline import images, storage
-from pipeline.dataset import index, record, tar
+from pipeline.dataset import index, mixing, part, record, tar
 from pipeline.errors import InputError, RetryableError
 from pipeline.prepare import plan as plans
 from pipeline.prepare import sources
@@ -84,7 +85,9 @@ def prepare(
         tally.add(done)
         made.append(done)
         on_progress(done.unit.stop - done.unit.start)
-    parts = {split: _write_parts(out_url, split, made) for split in source.counts()}
+    rows = {split: _in_shard_order(made, split) for split in source.counts()}
+    parts = {split: _write_parts(out_url, split, tables) for split, tables in rows.items()}
+    runs = {split: mixing.label_runs(table["label"] for table in tables) for split, tables in rows.items()}
     dataset = record.DatasetRecord(
         channels=config.channels,
         resolution=config.resolution,
@@ -92,6 +95,7 @@ def prepare(
         splits=parts,
         classes=source.classes,
         lineage=stored_lineage,
+        label_runs={split: found for split, found in runs.items() if found},
     )
     record.commit(out_url, dataset)
     return Summary(
@@ -138,7 +142,7 @@ def _run(source: Source, out_url: str, config: PrepareConfig, units: Sequence[Un
     """Make all shards, in whatever order they are finished."""
     planned = ray.put(_in_planned_order(source, config))
     starts = dict(zip(source.counts(), np.cumsum([0, *source.counts().values()]).tolist(), strict=False))
-    maker = _ShardMaker(source.kind, source.url, out_url, config)
+    maker = _ShardMaker(source.without_items(), out_url, config)
 
     def make(batch: pa.Table) -> pa.Table:
         unit = units[batch["id"][0].as_py()]
@@ -160,9 +164,22 @@ def _in_planned_order(source: Source, config: PrepareConfig) -> pa.Table:
     """The items with each split shuffled: a task's share is one slice."""
     first, chosen = 0, []
     for split, count in source.counts().items():
-        chosen.append(first + plans.order(config.seed, split, count))
+        items = source.items.slice(first, count)
+        blocks = _block_sizes(items)
+        if blocks is None:
+            chosen.append(first + plans.order(config.seed, split, count))
+        else:
+            chosen.append(first + plans.order_of_blocks(config.seed, split, blocks, config.shard_size))
         first += count
     return source.items.take(pa.array(np.concatenate(chosen))).combine_chunks()
+
+
+def _block_sizes(items: pa.Table) -> NDArray[np.int64] | None:
+    """How many items each block has, in order; None for items without blocks."""
+    if items["block"].null_count:
+        return None
+    blocks = items.group_by(["object", "block"], use_threads=False).aggregate([([], "count_all")])
+    return blocks["count_all"].to_numpy()
 
 
 def _to_row(made: _Made, error: Exception | None = None) -> pa.Table:
@@ -191,27 +208,27 @@ def _from_row(batch: pa.Table) -> _Made:
     return _Made(unit, pa.ipc.open_stream(row["rows"]).read_all(), row["events"])
 
 
-def _write_parts(out_url: str, split: str, made: Sequence[_Made]) -> tuple[record.Part, ...]:
-    """The split's index, shards in order, parts filled up to MAX_PART_ROWS."""
-    tables = [m.rows for m in sorted(made, key=lambda m: m.unit.number) if m.unit.split == split]
-    groups: list[list[pa.Table]] = [[]]
-    for table in tables:
-        if groups[-1] and sum(map(len, groups[-1])) + len(table) > index.MAX_PART_ROWS:
-            groups.append([])
-        groups[-1].append(table)
+def _in_shard_order(made: Sequence[_Made], split: str) -> list[pa.Table]:
+    """Index rows of each shard of a split."""
+    return [m.rows for m in sorted(made, key=lambda m: m.unit.number) if m.unit.split == split]
+
+
+def _write_parts(out_url: str, split: str, tables: Sequence[pa.Table]) -> tuple[record.Part, ...]:
+    """The split's index."""
+    groups = part.fill_parts(tables)
     return tuple(_write_part(out_url, split, number, group) for number, group in enumerate(groups))
 
 
-def _write_part(out_url: str, split: str, number: int, shards: Sequence[pa.Table]) -> record.Part:
+def _write_part(out_url: str, split: str, number: int, groups: Sequence[pa.Table]) -> record.Part:
     name = index.part_name(number)
     where = storage.join(out_url, split, name)
-    data = index.encode_part(shards)
+    data = part.encode_part(groups)
     if storage.put_if_absent(where, data) is storage.Put.OTHER:
         # Other bytes may say the same: another version of the Parquet library wrote them.
         data = storage.read(where)
-        if not pq.read_table(pa.BufferReader(data)).equals(pa.concat_tables(shards)):
+        if not pq.read_table(pa.BufferReader(data)).equals(pa.concat_tables(groups)):
             raise record.DatasetError(f"{where}: does not list what the shards hold; choose an empty output URL")
-    return record.Part(name=name, rows=sum(map(len, shards)), sha256=hashlib.sha256(data).hexdigest())
+    return part.describe_part(name, data)
 
 
 # ------------------------------------------------------------------------------------------------ in a worker
@@ -221,8 +238,8 @@ def _write_part(out_url: str, split: str, number: int, shards: Sequence[pa.Table
 class _ShardMaker:
     """Makes a shard, or adopts the one that is stored."""
 
-    kind: sources.Kind
-    source_url: str
+    source: Source
+    """Without its items."""
     out_url: str
     config: PrepareConfig
 
@@ -243,35 +260,50 @@ class _ShardMaker:
 
     def _build(self, unit: Unit, items: pa.Table) -> tuple[bytes, str]:
         """A shard's bytes, and its event log: a JSON line for each corrupt image, one with the conversions."""
+        made: dict[int, tuple[dict[str, bytes], frozenset[str]] | InputError] = {}
+        for row, found in sources.read_items(self.source, items):
+            try:
+                made[row] = self._convert(found, items["label"][row].as_py())
+            except (images.ImageError, ItemError) as error:
+                made[row] = error
         events: list[dict[str, object]] = []
         samples: list[tuple[str, dict[str, bytes]]] = []
         converted: collections.Counter[str] = collections.Counter()
-        extension = images.EXTENSIONS[self.config.image_format]
-        for position, item in enumerate(items.to_pylist(), unit.start):
-            key = plans.key(position)
-            try:
-                decoded = self._decode(item)
-            except (images.ImageError, ItemError) as error:
-                events.append({"key": key, "name": item["name"], "reason": str(error)})
-                continue
-            converted.update(decoded.converted)
-            pixels = images.resize(decoded.pixels, self.config.resolution, self.config.fit)
-            files = {extension: images.encode(pixels, self.config.image_format, self.config.quality)}
-            if item["label"] is not None:
-                files["cls"] = b"%d" % item["label"]
-            samples.append((key, files))
+        for row in range(len(items)):
+            key, result = plans.key(unit.start + row), made[row]
+            if isinstance(result, InputError):
+                events.append({"key": key, "name": items["name"][row].as_py(), "reason": str(result)})
+            else:
+                samples.append((key, result[0]))
+                converted.update(result[1])
         if converted:
             events.append({"converted": dict(converted)})
         lines = [json.dumps(event, sort_keys=True, ensure_ascii=False) + "\n" for event in events]
         return tar.build(samples), "".join(lines)
 
-    def _decode(self, item: Mapping[str, object]) -> images.Decoded:
-        """An item's pixels with the channels that were asked for."""
-        found = sources.read_item(self.kind, self.source_url, item)
+    def _convert(self, found: sources.Found | ItemError, label: int | None) -> tuple[dict[str, bytes], frozenset[str]]:
+        """A sample's files by extension, and what had to be converted. Raises ImageError, ItemError."""
+        if isinstance(found, ItemError):
+            raise found
+        config = self.config
         if isinstance(found, bytes):
-            return images.decode(found, channels=self.config.channels)
-        grey = images.Decoded(found, frozenset())
-        return grey if self.config.channels == 1 else images.Decoded(np.repeat(found, 3, axis=2), frozenset())
+            decoded = images.decode(found, channels=config.channels)
+        else:
+            decoded = images.Decoded(_with_channels(found, config.channels), frozenset())
+        pixels = images.resize(decoded.pixels, config.resolution, config.fit)
+        files = {images.EXTENSIONS[config.image_format]: images.encode(pixels, config.image_format, config.quality)}
+        if label is not None:
+            files["cls"] = b"%d" % label
+        return files, decoded.converted
+
+
+def _with_channels(pixels: images.Pixels, channels: int) -> images.Pixels:
+    """[H, W, 1 or 3] → [H, W, channels]; grey is the luma that `images.decode` makes."""
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
 
 
 def _read_log(where: str) -> str:

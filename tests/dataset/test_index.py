@@ -67,6 +67,11 @@ def test_the_record_round_trips(tmp_path: Path) -> None:
         (b"{", "not a dataset record"),
         (b'{"format": 99}', "upgrade"),
         (b"[1]", "not a dataset record"),
+        (
+            b'{"format": 1, "splits": {"train": {"parts": [{"name": "p", "rows": "5", "sha256": ""}]}}}',
+            "rows of a part",
+        ),
+        (b'{"format": 1, "splits": {"train": {"parts": [{"name": "p", "lines": 5}]}}}', "not a dataset record"),
     ],
 )
 def test_what_is_no_dataset_is_refused(tmp_path: Path, content: bytes | None, why: str) -> None:

@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from jobs import cli, prepare
 from pipeline import storage
+from pipeline.dataset import record
 from tests.prepare import trees
 
 SMALL = ["--resolution", "16", "--shard-size", "8"]
@@ -55,6 +57,18 @@ def test_summary_and_already_done(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert _digests(out) == before
 
 
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
+def test_columns_of_parquet_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = trees.hub_table([trees.image_bytes(i) for i in range(12)], [0] * 12)
+    table = table.append_column("photo", table["image"]).append_column("kind", pa.array(["x", "y", "z"] * 4))
+    trees.write_parquet(tmp_path / "in/train.parquet", table)
+    words = ["--image-column", "photo", "--label-field", "column:kind", "--class-names", "z,y,x"]
+    code, said, _ = _run(capsys, "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *SMALL, *words)
+    assert (code, said) == (0, f"prepare: train 12 images of 16² × 3, 3 classes in {tmp_path / 'out'}\n")
+    assert record.read(str(tmp_path / "out"))[0].classes == ("z", "y", "x")
+
+
 def test_already_done_starts_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_make", lambda *_: pytest.fail("started"))
     monkeypatch.setattr(prepare.plans, "is_done", lambda *_: True)
@@ -70,6 +84,10 @@ def test_bad_input_is_exit_2_and_one_line(tmp_path: Path, capsys: pytest.Capture
     rotten = trees.write_folder(tmp_path / "rotten", trees.folder_files(40) | {f"cat/x{i}.png": b"x" for i in range(3)})
     text = trees.write_folder(tmp_path / "text", {"a.txt": b"x"})
     (tmp_path / "empty").mkdir()
+    hub = trees.write_hub(tmp_path / "hub", {"train": 4})
+    cut = trees.write_folder(tmp_path / "cut", {"a.parquet": b"PAR1"})
+    evil = trees.write_cifar10(tmp_path / "evil")
+    trees.write_folder(tmp_path / "evil", {"test_batch": b"cos\nsystem\n(X\4\0\0\0truetR."})
     stranger = trees.write_folder(tmp_path / "stranger", {"mine.txt": b"x"})
     out = str(tmp_path / "out")
     for words, message in [
@@ -82,6 +100,10 @@ def test_bad_input_is_exit_2_and_one_line(tmp_path: Path, capsys: pytest.Capture
         (["--source", good, "--out", "gs://bucket/x"], "neither a local path"),
         (["--source", good], "--out must be given"),
         (["--source", good, "--out", out, "--preset", "fashion"], "fashion-mnist"),
+        (["--source", cut, "--out", out], "not a whole Parquet file"),
+        (["--source", hub, "--out", out, "--image-column", "nose"], "no column nose of images; it has image"),
+        (["--source", hub, "--out", out, "--label-field", "column:nose"], "no column nose of numbers or names"),
+        (["--source", evil, "--out", out], "test_batch: asks for os.system, which data has no need of"),
         (["--source", rotten, "--out", str(tmp_path / "rot")], "3 of the 43 images of split train are corrupt"),
     ]:
         code, said, complaint = _run(capsys, *words)

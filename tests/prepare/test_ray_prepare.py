@@ -31,7 +31,12 @@ pytestmark = [
 
 
 def _prepare(source_url: str, out: str, config: PrepareConfig, calls: list[int] | None = None) -> ray_prepare.Summary:
-    source = sources.scan(source_url, label_field=config.label_field, class_names=config.class_names)
+    source = sources.scan(
+        source_url,
+        label_field=config.label_field,
+        class_names=config.class_names,
+        image_column=config.image_column,
+    )
     progress: list[int] = [] if calls is None else calls
     return ray_prepare.prepare(source, source_url, out, config, progress.append)
 
@@ -85,6 +90,7 @@ def test_the_dataset_lists_one_row_group_a_shard(tmp_path: Path) -> None:
     file = pq.ParquetFile(f"{out}/train/{part.name}")
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 16, 2]
     assert dataset.lineage["source"] == str(tmp_path / "in")
+    assert dataset.label_run_ratio("train") == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -97,6 +103,63 @@ def test_idx_padded_is_pixel_exact(tmp_path: Path, channels: int) -> None:
         assert label == (value - 1) % 10
         assert (pixels[6:26, 6:26] == value).all()
         assert pixels.sum() == value * 400 * channels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cifar_is_pixel_exact(tmp_path: Path, channels: int) -> None:
+    config = PrepareConfig(resolution=32, channels=channels, shard_size=9)
+    url = trees.write_cifar10(tmp_path / "in", per_batch=6)
+    summary = _prepare(url, str(tmp_path / "out"), config)
+    assert (summary.samples, summary.quarantined) == ({"test": 6, "train": 30}, 0)
+    assert summary.classes[9] == "truck"
+    wanted: collections.Counter[bytes] = collections.Counter()
+    for number in range(30):
+        rows, columns = np.mgrid[0:32, 0:32].astype(np.uint8)
+        pixels = np.stack([np.full((32, 32), number, np.uint8), rows, columns], axis=2)
+        grey = images.decode(images.encode(pixels, "png", 100), channels=1).pixels
+        wanted[(pixels if channels == 3 else grey).tobytes()] += 1
+    stored = _samples(str(tmp_path / "out"), "train")
+    assert collections.Counter(pixels.tobytes() for _, _, pixels in stored) == wanted
+    if channels == 3:
+        assert all(label == pixels[0, 0, 0] % 10 for _, label, pixels in stored)
+
+
+def test_parquet_gives_the_images_of_its_rows_whatever_the_order_of_reading(tmp_path: Path) -> None:
+    url = trees.write_hub(tmp_path / "in", {"train": 60, "test": 10}, files=3, rows_per_group=7)
+    out = str(tmp_path / "out")
+    config = PrepareConfig(resolution=32, fit="pad", shard_size=16)
+    assert _prepare(url, out, config).samples == {"test": 10, "train": 60}
+    source = sources.scan(url)
+    blocks = np.array([7, 7, 6] * 3)
+    order = plans.order_of_blocks(config.seed, "train", blocks, config.shard_size)
+    for (key, label, pixels), number in zip(_samples(out, "train"), order.tolist(), strict=True):
+        data = trees.image_bytes(number)
+        assert np.array_equal(pixels, images.resize(images.decode(data, channels=3).pixels, 32, "pad")), key
+        assert label == number % 2
+    assert source.counts() == {"test": 10, "train": 60}
+    before = _digests(out)
+    _prepare(url, str(tmp_path / "again"), config)
+    assert _digests(str(tmp_path / "again")).items() >= {n: d for n, d in before.items() if n.endswith(".tar")}.items()
+
+
+def test_null_images_of_parquet_are_quarantined(tmp_path: Path) -> None:
+    pictures = [trees.image_bytes(i) if i % 10 else None for i in range(40)]
+    trees.write_parquet(tmp_path / "in/train.parquet", trees.hub_table(pictures, [i % 2 for i in range(40)]))
+    out = str(tmp_path / "out")
+    config = PrepareConfig(resolution=16, shard_size=16, max_corrupt_fraction=0.1)
+    summary = _prepare(str(tmp_path / "in"), out, config)
+    assert (summary.samples, summary.quarantined) == ({"train": 36}, 4)
+    events = [
+        json.loads(line)
+        for entry in storage.list_entries(f"{out}/events")
+        for line in storage.read(f"{out}/events/{entry.name}").splitlines()
+    ]
+    assert {event["name"] for event in events} == {f"train.parquet#{i:09d}" for i in (0, 10, 20, 30)}
+    assert {event["reason"] for event in events} == {"null: the file holds no bytes for this image"}
+    keys = [event["key"] for event in events]
+    assert keys == sorted(keys)  # the log does not tell in which order items were read
+    with pytest.raises(SourceError, match="of the 40 images of split train are corrupt"):
+        _prepare(str(tmp_path / "in"), str(tmp_path / "strict"), PrepareConfig(resolution=16, shard_size=16))
 
 
 @pytest.mark.parametrize(("image_format", "extension"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
@@ -254,8 +317,9 @@ def test_a_shard_stored_while_ours_was_made_is_adopted(tmp_path: Path, monkeypat
     theirs = trees.tar.build([("000000002", {"png": images.encode(np.zeros((16, 16, 3), np.uint8), "png", 1)})])
     storage.put_if_absent(f"{out}/train/shard-000000.tar", theirs)
     monkeypatch.setattr(storage, "stat", lambda _: None)  # it was not there yet when we looked
-    maker = ray_prepare._ShardMaker("folder", url, out, PrepareConfig(resolution=16))
-    made = maker.make(plans.Unit("train", 0, 0, 4), sources.scan(url).items)
+    source = sources.scan(url)
+    maker = ray_prepare._ShardMaker(source.without_items(), out, PrepareConfig(resolution=16))
+    made = maker.make(plans.Unit("train", 0, 0, 4), source.items)
     assert made.rows["key"].to_pylist() == ["000000002"]
     assert made.corrupt == 3
 
