@@ -4,8 +4,10 @@ BIN := .venv/bin
 DEMO ?= demo
 # Extra flags for `make demo`, e.g. DEMO_FLAGS="--source /data/fashion-mnist"
 DEMO_FLAGS ?=
+# Extra flags for `make bench-ingest`, e.g. BENCH_FLAGS="--only jpeg256"
+BENCH_FLAGS ?=
 
-.PHONY: install demo check test test-slow format clean
+.PHONY: install demo check test test-slow bench-ingest format clean
 
 install: .venv/installed
 
@@ -29,9 +31,18 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# Data, made once, go to .bench; the peers have an environment of their own, since they bring torchvision.
+bench-ingest: install .venv-peers/installed
+	$(BIN)/python -m tests.benchmarks.ingest --peers-python .venv-peers/bin/python $(BENCH_FLAGS)
+
+.venv-peers/installed: tests/benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement tests/benchmarks/peers.txt
+	touch $@
+
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers .bench demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,23 +6,32 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import ray
 
 from jobs import cli, presets
+from jobs.foreign import find_dataset
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
 from pipeline import config, snapshot, storage
 from pipeline.config import to_dict, to_yaml
 from pipeline.dataset import record
-from pipeline.dataset.index import IndexReader
+from pipeline.dataset.foreign import ForeignConfig
+from pipeline.dataset.index import IndexReader, open_split
 from pipeline.gan.networks.build import ImageShape, NetworkConfig
 from pipeline.gan.step import StepConfig
-from pipeline.stream.feed import ChunkReader, default_steps_per_group
+from pipeline.stream import chunk
+from pipeline.stream.chunk import ChunkReader, Decoder, FeedConfig
 from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log
 from pipeline.train.loop import RunSpec, TrainConfig
 from pipeline.train.ownership import Ownership
 from pipeline.train.ray_train import WorkersConfig, fit, fit_workers
+
+_MEASURED_SAMPLES = 1000
+_MAX_LABEL_RUN_RATIO = 8.0
+_CONTENT = ("network", "step", "train", "feed")
+"""Settings that what is learnt depends on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,17 +39,25 @@ class TrainJob:
     """A training run."""
 
     dataset: str
-    """URL of a dataset that `prepare` or `generate` wrote."""
+    """URL of a dataset that `prepare` or `generate` wrote, or of WebDataset shards of any make, which are indexed."""
     out: str
     """URL of the run: checkpoints, snapshots, logs. The same command again goes on from its last checkpoint."""
     split: str = "train"
     """Split of the dataset to learn from."""
+    index: str = ""
+    """URL for the index of foreign shards, made once and shared by runs that name it; empty: index/ below `out`."""
+    foreign: ForeignConfig = dataclasses.field(default_factory=ForeignConfig)
+    """How foreign shards are read; other datasets say it themselves."""
+    allow_unshuffled: bool = False
+    """Train even where samples of one class follow each other in long runs."""
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     """Architecture of G and D."""
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     """Loss, optimisers, precision, averaging."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """Length, order, intervals."""
+    feed: FeedConfig = dataclasses.field(default_factory=FeedConfig)
+    """How samples reach the networks."""
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     """Processes and their resources."""
 
@@ -48,8 +65,9 @@ class TrainJob:
 def run(job: TrainJob, terminal: Terminal) -> int:
     """Train, or say that it is done already."""
     job = dataclasses.replace(job, dataset=storage.resolve(job.dataset), out=storage.resolve(job.out))
-    spec, reader = _open(job)
     _refuse_dataset(job.out)
+    index_url = storage.resolve(job.index) if job.index else storage.join(job.out, "index")
+    spec, reader = _open(job, find_dataset(job.dataset, index_url, job.foreign, terminal))
     start = checkpoint.latest_valid(job.out, terminal.warn)
     if start is not None:
         checkpoint.refuse_other(checkpoint.json_state(job.out, start.number, "config"), spec.identity, job.out)
@@ -92,26 +110,18 @@ class _Follow:
         self._at = cur_nimg
 
 
-def _open(job: TrainJob) -> tuple[RunSpec, ChunkReader]:
+def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
     """What the dataset and the settings make of a run; raises for a dataset that does not fit."""
-    dataset, digest = record.read(job.dataset)
+    dataset, digest = record.read(dataset_url)
     shape = ImageShape(resolution=dataset.resolution, channels=dataset.channels, num_classes=len(dataset.classes))
-    train = job.train
-    sample_bytes = shape.resolution**2 * shape.channels
-    num_samples = dataset.num_samples(job.split)
-    if not num_samples:
+    if not dataset.num_samples(job.split):
         raise record.DatasetError(f"{job.dataset}: split {job.split!r} is empty; prepare it again")
-    plan = OrderPlan(
-        num_samples=num_samples,
-        seed=train.seed,
-        batch_size=train.batch_size,
-        num_lanes=train.num_lanes,
-        steps_per_group=default_steps_per_group(num_samples, train.batch_size, train.num_lanes, sample_bytes),
-    )
-    index = IndexReader(storage.join(job.dataset, job.split), dataset.splits[job.split])
-    reader = ChunkReader(index=index, plan=plan, resolution=shape.resolution, channels=shape.channels)
+    if not job.allow_unshuffled:
+        _refuse_unshuffled(job, dataset)
+    index = open_split(dataset_url, dataset, job.split)
+    reader = _reader(job, index, shape, dataset.label_run_ratio(job.split))
     # By content, not by place: the same run in another folder has the same snapshot.
-    training_run = {"dataset": digest, **{name: to_dict(getattr(job, name)) for name in ("network", "step", "train")}}
+    training_run = {"dataset": digest, **{name: to_dict(getattr(job, name)) for name in _CONTENT}}
     lineage = {
         "dataset_digest": digest,
         "training_run": config.digest(training_run),
@@ -120,16 +130,53 @@ def _open(job: TrainJob) -> tuple[RunSpec, ChunkReader]:
     spec = RunSpec(
         run_url=job.out,
         owner=0,
-        plan=plan,
+        plan=reader.plan,
         dataset_digest=digest,
         shape=shape,
         classes=dataset.classes,
         network=job.network,
         step=job.step,
-        train=train,
+        train=job.train,
         lineage=lineage,
     )
     return spec, reader
+
+
+def _reader(job: TrainJob, index: IndexReader, shape: ImageShape, label_run_ratio: float) -> ChunkReader:
+    """What read tasks do for a run: all of it follows from the dataset and the settings, none from the cluster."""
+    train, pixel_bytes = job.train, shape.resolution**2 * shape.channels
+    file_bytes = float(np.mean(index.rows(0, min(_MEASURED_SAMPLES, index.num_samples))["size"].to_numpy()))
+    in_tasks = chunk.decodes_in_tasks(job.feed, file_bytes, pixel_bytes)
+    steps_per_group = chunk.default_steps_per_group(
+        index.num_samples, train.batch_size, train.num_lanes, pixel_bytes if in_tasks else file_bytes
+    )
+    chunk_size = steps_per_group * train.batch_size // train.num_lanes
+    plan = OrderPlan(
+        num_samples=index.num_samples,
+        seed=train.seed,
+        batch_size=train.batch_size,
+        num_lanes=train.num_lanes,
+        steps_per_group=steps_per_group,
+        runs_per_chunk=chunk.default_runs_per_chunk(chunk_size, label_run_ratio),
+    )
+    decoder = Decoder(
+        resolution=shape.resolution,
+        channels=shape.channels,
+        seed=train.seed,
+        flip=job.feed.flip,
+        crop_px=job.feed.crop_px,
+    )
+    return ChunkReader(index=index, plan=plan, decoder=decoder, in_tasks=in_tasks)
+
+
+def _refuse_unshuffled(job: TrainJob, dataset: record.DatasetRecord) -> None:
+    if dataset.label_run_ratio(job.split) > _MAX_LABEL_RUN_RATIO:
+        runs = dataset.label_runs[job.split]
+        raise record.DatasetError(
+            f"{job.dataset} is not shuffled: {runs.mean:.0f} samples of one class follow each other on average, "
+            f"{runs.independent:.1f} would if they were mixed; shuffle it with "
+            f"`ganymede prepare --source {job.dataset} --out URL` and train on that, or go on with --allow-unshuffled"
+        )
 
 
 def _refuse_dataset(out: str) -> None:

@@ -2,7 +2,7 @@
 
 N samples in index order are cut into chunks of C consecutive ones; chunk n belongs to lane n mod L and group n div L;
 data step t takes B/L samples from each lane, so a group serves k = C·L/B steps. The content of a batch depends on
-(seed, N, B, L, C) and t alone: never on world size, cluster size or timing. DESIGN.md, "The order plan".
+(seed, N, B, L, C, m) and t alone: never on world size, cluster size or timing. DESIGN.md, "The order plan".
 """
 
 import dataclasses
@@ -28,11 +28,14 @@ class OrderPlan:
     """L, slices of the batch; the largest world size. Divides B."""
     steps_per_group: int
     """k, data steps served by one group of L chunks."""
+    runs_per_chunk: int = 1
+    """m, runs of C/m consecutive samples in a chunk: more than one where the index is less well mixed. Divides C."""
 
     def __post_init__(self) -> None:
         assert self.num_samples > 0
         assert self.steps_per_group > 0
         assert self.batch_size % self.num_lanes == 0
+        assert self.chunk_size % self.runs_per_chunk == 0
 
     @property
     def lane_size(self) -> int:
@@ -52,10 +55,12 @@ class OrderPlan:
     def chunk(self, n: int) -> NDArray[np.int64]:
         """The sample numbers of chunk n in the order they are served: int64 [C]."""
         epoch, place = divmod(n, self.chunks_per_epoch)
-        rotation, chunks = _epoch(self.seed, epoch, self.num_samples, self.chunks_per_epoch)
-        start = rotation + int(chunks[place]) * self.chunk_size
+        rotation, runs = _epoch(self.seed, epoch, self.num_samples, self.chunks_per_epoch * self.runs_per_chunk)
+        own = runs[place * self.runs_per_chunk : (place + 1) * self.runs_per_chunk]
+        length = self.chunk_size // self.runs_per_chunk
+        samples = (rotation + own[:, None] * length + np.arange(length)).ravel()
         within = philox.permutation(philox.stream_key(self.seed, "chunk", n), self.chunk_size)
-        return (start + within) % self.num_samples
+        return samples[within] % self.num_samples
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """The sample numbers of the global batch of data step t: int64 [B], lane after lane."""
@@ -85,7 +90,7 @@ def rank_lanes(plan: OrderPlan, group: int, first_chunk: int, rank: int, world_s
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, num_samples: int, num_chunks: int) -> tuple[int, NDArray[np.int64]]:
-    """The epoch's rotation in [0, N) and its permutation of M chunks."""
+def _epoch(seed: int, epoch: int, num_samples: int, num_runs: int) -> tuple[int, NDArray[np.int64]]:
+    """The epoch's rotation in [0, N) and its permutation of M·m runs."""
     rotation = philox.below(philox.stream_key(seed, "rotation", epoch), num_samples)
-    return rotation, philox.permutation(philox.stream_key(seed, "epoch", epoch), num_chunks)
+    return rotation, philox.permutation(philox.stream_key(seed, "epoch", epoch), num_runs)

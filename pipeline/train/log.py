@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tensorboardX import SummaryWriter
 
@@ -56,6 +58,32 @@ def put_grid(run_url: str, attempt: int, cur_nimg: int, pixels: NDArray[np.uint8
     """`samples/<attempt>-<cur_nimg>.png` of uint8 [n, R, R, C], row by row, n a multiple of `columns`."""
     url = storage.join(run_url, "samples", f"{attempt:04d}-{cur_nimg:012d}.png")
     storage.put_if_absent(url, images.encode(sheet.grid(pixels, columns), "png", 100))
+
+
+def put_positions(run_url: str, started_nimg: int, cur_nimg: int, world: tuple[int, int], taken: pa.Table) -> None:
+    """What a rank of `world` (rank, size), which began at `started_nimg`, took since the last tick.
+
+    `taken` has int64 columns: `position` in the global sequence, `sample` number in the index.
+    """
+    rank, size = world
+    sink = pa.BufferOutputStream()
+    pq.write_table(taken, sink)
+    name = f"{cur_nimg:012d}-{started_nimg:012d}-{size:05d}-{rank:05d}.parquet"
+    storage.put_if_absent(storage.join(run_url, "positions", name), sink.getvalue().to_pybytes())
+
+
+def read_positions(run_url: str) -> pa.Table:
+    """What the run took, tick after tick: of a tick that was run again, what the latest start took."""
+    ticks: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for entry in storage.list_entries(storage.join(run_url, "positions")):
+        cur_nimg, started_nimg, size, _ = entry.name.split("-")
+        ticks.setdefault(cur_nimg, {}).setdefault((started_nimg, size), []).append(entry.name)
+    names = []
+    for starts in ticks.values():
+        whole = [start for start, files in starts.items() if len(files) == int(start[1])]
+        names += starts[max(whole)] if whole else []
+    files = [storage.read(storage.join(run_url, "positions", name)) for name in names]
+    return pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in files])
 
 
 def _tensorboard(stats: Mapping[str, float]) -> bytes:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -22,10 +23,11 @@ from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.gan.pixels import to_network
 from pipeline.gan.sample import sample
 from pipeline.gan.step import Networks, Rows, StepConfig
-from pipeline.stream.feed import Batch
+from pipeline.stream.batches import Batch
 from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log, ownership
 from pipeline.train.checkpoint import Checkpoint, State
+from pipeline.train.device import OnDevice, on_device
 
 REAL_BATCHES = 1
 """R, real batches an iteration consumes: the D step's. No loss here shows reals to G."""
@@ -55,6 +57,8 @@ class TrainConfig:
     """Checkpoints kept; older ones are deleted."""
     max_replaced_fraction: float = 0.01
     """Stop when a larger share of the samples of a tick cannot be read."""
+    record_positions: bool = False
+    """Write which samples each rank took, and where in the order: a file a tick under positions/."""
     deterministic: bool = False
     """Refuse operations that are not deterministic; slower on GPU."""
 
@@ -102,6 +106,7 @@ class RunSpec:
             "batch_size": self.plan.batch_size,
             "num_lanes": self.plan.num_lanes,
             "chunk_size": self.plan.chunk_size,
+            "runs_per_chunk": self.plan.runs_per_chunk,
             "real_batches": REAL_BATCHES,
             "dataset_digest": self.dataset_digest,
             "network": to_dict(self.network),
@@ -150,8 +155,10 @@ class _Trainer:
         self.writes: list[Future[None]] = []
         if start is not None:
             self._restore(checkpoint.load(spec.run_url, start.number), start)
+        self.started_nimg = self.cur_nimg
         self.sums: dict[str, torch.Tensor] = {}
         self.replaced: list[str] = []
+        self.taken: list[NDArray[np.int64]] = []
         self.wait_sec, self.tick_start, self.tick_nimg = 0.0, time.perf_counter(), self.cur_nimg
         self.pending: Future[None] | None = None
 
@@ -174,9 +181,9 @@ class _Trainer:
         train = self.spec.train
         tick_every = train.iterations(train.tick_kimg) * train.batch_size
         checkpoint_every = -(-train.iterations(train.checkpoint_kimg) * train.batch_size // tick_every) * tick_every
-        shown = 0.0
+        staged, shown = on_device(batches, self.world.device), 0.0
         while self.cur_nimg < train.total_nimg:
-            self._iterate(batches)
+            self._iterate(staged)
             if time.perf_counter() - shown > 1.0:
                 shown = time.perf_counter()
                 outlets.progress(self.cur_nimg, self._rates())
@@ -190,29 +197,23 @@ class _Trainer:
             outlets.progress(self.cur_nimg, {})
         self._raise_what_writing_met(wait=True)
 
-    def _iterate(self, batches: Iterator[Batch]) -> None:
+    def _iterate(self, batches: Iterator[OnDevice]) -> None:
         asked = time.perf_counter()
-        batch = next(batches)
+        batch, image, label = next(batches)
         self.wait_sec += time.perf_counter() - asked
         assert batch.step == self.spec.data_step(self.cur_nimg)
         self.replaced += batch.replaced
+        if self.spec.train.record_positions:
+            self.taken.append(np.stack([batch.position, batch.sample]))
         size = self.spec.plan.batch_size
-        stats = gan_step.iterate(self.nets, self._rows(batch), self.spec.step, scale=self.world.size / size)
+        noise = [self._noise(purpose, batch.position).to(self.world.device) for purpose in ("z/D", "z/G")]
+        rows = Rows(real_img=to_network(image, self.world.device), label=label, d_z=noise[0], g_z=noise[1])
+        stats = gan_step.iterate(self.nets, rows, self.spec.step, scale=self.world.size / size)
         _average_buffers(self.nets.G, self.world)
         self.cur_nimg += size
         gan_step.update_ema(self.nets, self.cur_nimg, size, self.spec.step)
         for name, value in stats.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def _rows(self, batch: Batch) -> Rows:
-        device = self.world.device
-        noise = [self._noise(purpose, batch.position).to(device) for purpose in ("z/D", "z/G")]
-        return Rows(
-            real_img=to_network(torch.from_numpy(batch.image), device),
-            label=torch.from_numpy(batch.label).to(device),
-            d_z=noise[0],
-            g_z=noise[1],
-        )
 
     def _noise(self, purpose: str, position: NDArray[np.int64]) -> torch.Tensor:
         """z of rows by their place in the global sequence: rank and world size appear in no stream."""
@@ -240,13 +241,17 @@ class _Trainer:
             self._write(log.put_stats, self.spec.run_url, self.attempt, self.tick, stats)
             self._write(log.put_grid, self.spec.run_url, self.attempt, self.cur_nimg, self._grid(), _GRID_COLUMNS)
             outlets.progress(self.cur_nimg, stats)
+        if self.taken:
+            taken = pa.table(list(np.concatenate(self.taken, axis=1)), names=["position", "sample"])
+            place = (self.world.rank, self.world.size)
+            self._write(log.put_positions, self.spec.run_url, self.started_nimg, self.cur_nimg, place, taken)
         outlets.report(stats)
         if stats["replaced"] > self.spec.train.max_replaced_fraction:
             raise InputError(
                 f"{stats['replaced']:.1%} of the samples since the last tick could not be read (see the events of the "
                 "run); prepare the dataset again, or raise train.max_replaced_fraction"
             )
-        self.sums, self.wait_sec, self.replaced = {}, 0.0, []
+        self.sums, self.wait_sec, self.replaced, self.taken = {}, 0.0, [], []
         self.tick_nimg, self.tick_start = self.cur_nimg, time.perf_counter()
 
     def _grid(self) -> NDArray[np.uint8]:

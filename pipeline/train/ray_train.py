@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from numpy.typing import NDArray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
 from pipeline import storage
 from pipeline.errors import InputError, RetryableError
-from pipeline.stream.feed import Batch, ChunkReader, data_config, plan_dataset, rank_batches
+from pipeline.stream.batches import Batch, rank_batches
+from pipeline.stream.chunk import ChunkReader
+from pipeline.stream.feed import data_config, plan_dataset
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.loop import Outlets, RunSpec, World
@@ -49,12 +50,14 @@ class WorkersConfig:
     """CPUs reserved for each; 0: one, or the fraction that leaves one CPU free to read data."""
     threads_per_worker: int = 0
     """Threads of torch in each; 0: the CPUs of the cluster shared among the workers."""
+    decode_threads: int = 0
+    """Threads that decode images beside each; 0: as many as torch's."""
     max_failures: int = 3
     """Restarts from the last checkpoint after a worker died, before the run fails; -1: no limit."""
 
     def __post_init__(self) -> None:
-        if self.cpus_per_worker < 0 or self.threads_per_worker < 0 or self.max_failures < -1:
-            raise ResourceError("cpus_per_worker and threads_per_worker must be at least 0, max_failures at least -1")
+        if min(self.cpus_per_worker, self.threads_per_worker, self.decode_threads) < 0 or self.max_failures < -1:
+            raise ResourceError("CPUs and threads of a worker must be at least 0, max_failures at least -1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,10 +67,9 @@ class Workers:
     count: int
     cpus: float
     threads: int
+    decode_threads: int
     use_gpu: bool
     max_failures: int
-    free_cpus: float
-    """CPUs of the cluster that they leave to read with."""
 
 
 def fit_workers(config: WorkersConfig, num_lanes: int, cluster: Mapping[str, float]) -> Workers:
@@ -91,9 +93,9 @@ def fit_workers(config: WorkersConfig, num_lanes: int, cluster: Mapping[str, flo
         count=w,
         cpus=each,
         threads=threads,
+        decode_threads=config.decode_threads or threads,
         use_gpu=config.use_gpu,
         max_failures=config.max_failures,
-        free_cpus=cpus - w * each,
     )
 
 
@@ -109,7 +111,7 @@ def fit(
     filesystem, scratch = storage.arrow_filesystem(storage.join(spec.run_url, "scratch"))
     trainer = TorchTrainer(
         _rank_main,
-        train_loop_config={"spec": spec, "workers": workers, "board": board},
+        train_loop_config={"spec": spec, "reader": reader, "workers": workers, "board": board},
         torch_config=TorchConfig(timeout_s=300),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_resources(workers)
@@ -122,7 +124,7 @@ def fit(
             # Without a limit a group that finds no room is asked for again for ever, without a word.
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=1),
         ),
-        datasets={"train": _DatasetFromLastCheckpoint(spec, reader, workers.free_cpus, board)},
+        datasets={"train": _DatasetFromLastCheckpoint(spec, reader, board)},
         dataset_config=data_config(),
     )
     with _Watcher(board, on_progress):
@@ -172,8 +174,8 @@ def _resources(workers: Workers) -> dict[str, float]:
 class _DatasetFromLastCheckpoint:
     """What Ray Train calls in its controller at every start of a worker group: the plan from the last checkpoint on."""
 
-    def __init__(self, spec: RunSpec, reader: ChunkReader, free_cpus: float, board: Any) -> None:
-        self._spec, self._reader, self._free_cpus, self._board = spec, reader, free_cpus, board
+    def __init__(self, spec: RunSpec, reader: ChunkReader, board: Any) -> None:
+        self._spec, self._reader, self._board = spec, reader, board
 
     def __call__(self) -> ray.data.Dataset:
         spec, plan = self._spec, self._spec.plan
@@ -185,8 +187,7 @@ class _DatasetFromLastCheckpoint:
         ray.get(self._board.set_start.remote(start))
         first = spec.data_step(start.cur_nimg if start else 0)
         last = max(first, spec.data_step(spec.train.total_nimg))
-        chunks = plan.num_chunks(first, last)
-        return plan_dataset(self._reader, plan.first_chunk(first), chunks, self._free_cpus)
+        return plan_dataset(self._reader, plan.first_chunk(first), plan.num_chunks(first, last))
 
 
 def _rank_main(settings: Mapping[str, Any]) -> None:
@@ -196,7 +197,7 @@ def _rank_main(settings: Mapping[str, Any]) -> None:
     if failure is not None:
         raise failure  # a restart cannot mend it
     try:
-        _train(spec, workers, board)
+        _train(spec, settings["reader"], workers, board)
     except (InputError, OwnershipError) as error:
         own = _in_its_own_words(error)
         if not isinstance(own, storage.StorageUnavailableError):  # which a restart may well mend
@@ -211,7 +212,7 @@ def _in_its_own_words(error: Exception) -> Exception:
     return kind(str(own).strip().splitlines()[0])
 
 
-def _train(spec: RunSpec, workers: Workers, board: Any) -> None:
+def _train(spec: RunSpec, reader: ChunkReader, workers: Workers, board: Any) -> None:
     # OMP_NUM_THREADS is 1 inside a Ray worker.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask of cuBLAS
     torch.set_num_threads(min(workers.threads, len(os.sched_getaffinity(0))))
@@ -227,7 +228,7 @@ def _train(spec: RunSpec, workers: Workers, board: Any) -> None:
 
     start: Checkpoint | None = ray.get(board.start.remote())
     first = spec.data_step(start.cur_nimg if start else 0)
-    batches = rank_batches(_blocks(), spec.plan, first, rank, size)
+    batches = rank_batches(_blocks(), reader, first, rank, size, workers.decode_threads)
     with _Watchdog(board, workers) as watchdog:
         outlets = Outlets(progress=progress, report=lambda stats: ray.train.report(dict(stats)))
         loop.run(spec, world, start, watchdog.watch(batches), outlets)
@@ -241,10 +242,10 @@ def _wrap(network: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _blocks() -> Iterator[Mapping[str, NDArray[np.generic]]]:
+def _blocks() -> Iterator[pa.Table]:
     """The blocks dealt to this rank, one whole block at a time."""
     shard = ray.train.get_dataset_shard("train")
-    return iter(shard.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy"))
+    return iter(shard.iter_batches(batch_size=None, prefetch_batches=2, batch_format="pyarrow"))
 
 
 class _Watchdog:

@@ -10,19 +10,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jobs import cli, generate, run, train
 from jobs.cli import Verb
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.stream.feed import rank_batches
+from pipeline.stream.batches import rank_batches
 from pipeline.train import loop
 from tests.generate.test_generate import make_snapshot
 from tests.jobs.test_cli import heed_interrupts
 from tests.s3_server import S3Server
 from tests.small import make_dataset
+from tests.stream.readers import block
 from tests.train.test_loop import WORLD
 
 
@@ -82,10 +82,10 @@ def test_a_finished_run_is_not_taken_for_another(capsys: pytest.CaptureFixture[s
     """Decided in the driver, from the checkpoint: no Ray is started for it."""
     words = ["--dataset", data, "--out", str(tmp_path / "run"), "--train.total-kimg", "0.1"]
     job = train.TrainJob(dataset=data, out=str(tmp_path / "run"), train=loop.TrainConfig(total_kimg=0.1))
-    spec, reader = train._open(job)
+    spec, reader = train._open(job, data)
     outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)
-    blocks = (reader({"id": np.array([n])}, 0) for n in range(1000))
-    loop.run(dataclasses.replace(spec, owner=1), WORLD, None, rank_batches(blocks, spec.plan, 0, 0, 1), outlets)
+    batches = rank_batches((block(reader, n) for n in range(1000)), reader, 0, 0, 1, 1)
+    loop.run(dataclasses.replace(spec, owner=1), WORLD, None, batches, outlets)
     assert cli.run_verb(train.VERB, words) == 0
     assert "already done" in capsys.readouterr().out
     for other in (["--train.seed", "7"], ["--network.base-width", "16"]):

@@ -1,158 +1,84 @@
-"""The feed: what each rank gets is what the plan says, through real Ray."""
+"""The plan, executed by real Ray: order, whole blocks, and what they rest on."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline import storage
-from pipeline.dataset.index import IndexReader
 from pipeline.stream import feed
-from pipeline.stream.feed import (
-    BadDataError,
-    Batch,
-    ChunkReader,
-    FeedError,
-    data_config,
-    default_steps_per_group,
-    plan_dataset,
-    rank_batches,
-)
-from pipeline.stream.order import OrderPlan
-from tests.small import make_dataset, shape_image
+from pipeline.stream.batches import rank_batches
+from pipeline.stream.chunk import Chunk
+from pipeline.stream.feed import data_config, plan_dataset
+from tests.stream.readers import reader_of
 
 
-def reader_of(url: str, num_samples: int = 100, **plan: int) -> ChunkReader:
-    made = make_dataset(url, num_samples=num_samples, shard_size=30)
-    settings = {"seed": 3, "batch_size": 8, "num_lanes": 4, "steps_per_group": 3} | plan
-    return ChunkReader(
-        index=IndexReader(storage.join(url, "train"), made.splits["train"]),
-        plan=OrderPlan(num_samples=num_samples, **settings),
-        resolution=16,
-        channels=1,
-    )
-
-
-def block(reader: ChunkReader, n: int) -> Mapping[str, Any]:
-    return reader({"id": np.array([n])}, 0)
-
-
-def ranks(reader: ChunkReader, first_step: int, world_size: int, steps: int) -> list[list[Batch]]:
-    """The batches of all ranks, dealt round-robin as the splitter does."""
-    plan, out = reader.plan, []
-    first_chunk = plan.first_chunk(first_step)
-    for rank in range(world_size):
-        blocks: Iterator[Any] = (block(reader, n) for n in range(first_chunk + rank, 10**6, world_size))
-        batches = rank_batches(blocks, plan, first_step, rank, world_size)
-        out.append([next(batches) for _ in range(steps)])
-    return out
-
-
-def test_a_chunk_is_its_samples(tmp_path: Path) -> None:
-    reader = reader_of(str(tmp_path))
-    for n in (0, 7, 16, 17, 40):  # some wrap at N
-        got, samples = block(reader, n), reader.plan.chunk(n)
-        assert np.array_equal(got["image"], np.stack([shape_image(int(i), int(i) % 2, 16) for i in samples]))
-        assert np.array_equal(got["label"], samples % 2)
-        assert np.array_equal(got["position"], np.arange(n * 6, n * 6 + 6))
-        assert set(got["reason"]) == {""}
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("first_step", [0, 5])
-def test_all_ranks_together_get_the_planned_batch(tmp_path: Path, world_size: int, first_step: int) -> None:
-    reader = reader_of(str(tmp_path))
-    for served, step in enumerate(range(first_step, first_step + 7)):
-        parts = [batches[served] for batches in ranks(reader, first_step, world_size, 7)]
-        assert {part.step for part in parts} == {step}
-        position = np.concatenate([part.position for part in parts])
-        order = np.argsort(position)
-        assert np.array_equal(position[order], np.arange(step * 8, step * 8 + 8))
-        wanted = reader.plan.batch(step)
-        image = np.concatenate([part.image for part in parts])[order]
-        assert np.array_equal(image, np.stack([shape_image(int(i), int(i) % 2, 16) for i in wanted]))
-        assert np.array_equal(np.concatenate([part.label for part in parts])[order], wanted % 2)
-
-
-def test_a_dataset_smaller_than_a_group(tmp_path: Path) -> None:
-    reader = reader_of(str(tmp_path), num_samples=4)
-    batch = ranks(reader, 0, 1, 1)[0][0]
-    assert np.array_equal(batch.label, reader.plan.batch(0) % 2)
-
-
-def test_a_block_out_of_order_is_refused(tmp_path: Path) -> None:
-    reader = reader_of(str(tmp_path))
-    blocks = iter([block(reader, n) for n in (0, 1, 3, 2)])
-    with pytest.raises(FeedError, match="chunk 3 came where the plan has chunk 2"):
-        next(rank_batches(blocks, reader.plan, 0, 0, 1))
-    with pytest.raises(FeedError, match="ended before chunk 0"):
-        next(rank_batches(iter([]), reader.plan, 0, 0, 1))
-
-
-def damage(url: Path, *samples: int) -> None:
-    """Overwrite the image bytes of samples with noise, in place."""
-    reader = reader_of_existing(url)
-    for row in (reader.rows(i, i + 1).to_pylist()[0] for i in samples):
-        with (url / "train" / row["shard"]).open("r+b") as file:
-            file.seek(row["offset"])
-            file.write(bytes(row["size"]))
-
-
-def reader_of_existing(url: Path) -> IndexReader:
-    from pipeline.dataset import record
-
-    return IndexReader(str(url / "train"), record.read(str(url))[0].splits["train"])
-
-
-def test_a_corrupt_sample_is_replaced_and_said(tmp_path: Path) -> None:
-    reader = reader_of(str(tmp_path))
-    samples = reader.plan.chunk(5)
-    damage(tmp_path, int(samples[2]), int(samples[3]))
-    got = block(reader, 5)
-    wanted = samples.copy()
-    wanted[2] = wanted[3] = samples[4]
-    assert np.array_equal(got["image"], np.stack([shape_image(int(i), int(i) % 2, 16) for i in wanted]))
-    assert np.array_equal(got["label"], wanted % 2)
-    assert [bool(reason) for reason in got["reason"]] == [False, False, True, True, False, False]
-    assert f"{samples[2]:09d}" in got["reason"][2]
-
-
-def test_a_chunk_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
-    reader = reader_of(str(tmp_path))
-    damage(tmp_path, *map(int, reader.plan.chunk(5)))
-    with pytest.raises(BadDataError, match="no sample of 6"):
-        block(reader, 5)
-
-
-def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
-    reader = reader_of(str(tmp_path))
-    shard = tmp_path / "train" / "shard-000001.tar"
-    shard.write_bytes(shard.read_bytes()[:3000])
-    with pytest.raises(storage.StorageError, match=r"shard-000001\.tar"):
-        [block(reader, n) for n in range(16)]
+def executed(reader: object, first: int, count: int) -> "feed.ray.data.Dataset":
+    """The plan as Ray Train would execute it."""
+    data = plan_dataset(reader, first, count)  # type: ignore[arg-type]
+    data.context.execution_options = data_config()._resolve_execution_options("train")
+    return data
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("direct_chunks", [0, 5000])
+@pytest.mark.parametrize("in_tasks", [True, False])
 def test_ray_keeps_the_order_and_the_blocks_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct_chunks: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_tasks: bool
 ) -> None:
-    """Both forms of a plan: cut from blocks of many, and single from the start."""
-    monkeypatch.setattr(feed, "_DIRECT_CHUNKS", direct_chunks)
-    reader = reader_of(str(tmp_path))
+    monkeypatch.setattr(feed, "_NUMBERS_A_BLOCK", 300)  # several
+    reader = reader_of(str(tmp_path), in_tasks=in_tasks)
     first = reader.plan.first_chunk(5)
-    data = plan_dataset(reader, first, 1040, 8)
-    data.context.execution_options = data_config()._resolve_execution_options("train")
-    blocks = list(data.iter_batches(batch_size=None, batch_format="numpy"))
-    assert [len(one["position"]) for one in blocks] == [6] * 1040
-    assert np.array_equal(np.concatenate([one["position"] for one in blocks]), np.arange(first * 6, (first + 1040) * 6))
-    assert blocks[0]["image"].shape == (6, 16, 16, 1)
-    assert blocks[0]["image"].dtype == np.uint8
+    data = executed(reader, first, 1040)
+    blocks = [Chunk(block) for block in data.iter_batches(batch_size=None, batch_format="pyarrow")]
+    assert [len(block) for block in blocks] == [6] * 1040
+    assert np.array_equal(np.concatenate([b.position for b in blocks]), np.arange(first * 6, (first + 1040) * 6))
+    wanted = np.concatenate([reader.plan.chunk(n) for n in range(first, first + 1040)])
+    assert np.array_equal(np.concatenate([b.sample for b in blocks]), wanted)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("victim", ["MapBatches(_same)", "MapBatches(ChunkReader)"])
+def test_a_killed_worker_costs_no_sample_and_no_order(tmp_path: Path, victim: str) -> None:
+    """The worker that reads, and the one that counts, are killed while the rank takes batches."""
+    reader = reader_of(str(tmp_path), in_tasks=False)
+    (shard,) = executed(reader, 0, 2400).streaming_split(1, equal=True)
+    blocks = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    batches, killed = rank_batches(blocks, reader, 0, 0, 1, 1), list[int]()
+    for step in range(600):
+        batch = next(batches)
+        assert np.array_equal(batch.sample, reader.plan.batch(step))
+        if step in (60, 200) and (pids := processes_running(victim)):
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+    batches.close()  # type: ignore[attr-defined]
+    assert killed
+
+
+def processes_running(task: str) -> list[int]:
+    """Process ids of this machine's Ray workers that run such a task."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        commands = [(path.parent.name, path.read_bytes()) for path in Path("/proc").glob("[0-9]*/cmdline")]
+        found = [int(pid) for pid, command in commands if command.startswith(f"ray::{task}".encode())]
+        if found:
+            return found
+    return []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_long_plan_begins_at_once_and_waits_for_its_reader(tmp_path: Path) -> None:
+    """Half a million chunks: the first comes before they are all counted, and few numbers wait."""
+    reader = reader_of(str(tmp_path), in_tasks=False)
+    (shard,) = executed(reader, 0, 488_000).streaming_split(1, equal=True)
+    begun = time.monotonic()
+    blocks = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    assert Chunk(next(blocks)).position[0] == 0
+    assert time.monotonic() - begun < 20
 
 
 def test_settings_that_order_and_block_size_rest_on() -> None:
@@ -161,7 +87,7 @@ def test_settings_that_order_and_block_size_rest_on() -> None:
         "import sys, json, ray; from pipeline.stream.feed import plan_dataset, data_config\n"
         "from ray.data import DataContext\n"
         "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR')\n"
-        "plan_dataset(print, 0, 1, 1)\n"
+        "plan_dataset(print, 0, 1)\n"
         "c = DataContext.get_current()\n"
         "o = data_config()._resolve_execution_options('train')\n"
         "print(json.dumps([c.target_max_block_size, c.execution_no_progress_timeout_s, c.enable_progress_bars,"
@@ -170,10 +96,3 @@ def test_settings_that_order_and_block_size_rest_on() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [None, -1, False, True, True]
-
-
-def test_default_group_sizes() -> None:
-    assert default_steps_per_group(60_000, 64, 8, 32 * 32) == 128  # chunks of 1024 samples
-    assert default_steps_per_group(10**6, 64, 8, 512 * 512 * 3) == 5  # 256 MB a group
-    assert default_steps_per_group(50, 64, 8, 1024) == 6  # a chunk of 48, no longer than the dataset
-    assert default_steps_per_group(3, 64, 8, 1024) == 1

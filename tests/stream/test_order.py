@@ -5,18 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.prepare import plan as prepare_plan
 from pipeline.stream.order import OrderPlan, rank_lanes
 
 
 @st.composite
 def plans(draw: st.DrawFn, max_samples: int = 400) -> OrderPlan:
-    lanes = draw(st.integers(1, 5))
+    lanes, lane_size, steps = (draw(st.integers(1, most)) for most in (5, 4, 4))
+    chunk_size = lane_size * steps
     return OrderPlan(
         num_samples=draw(st.integers(1, max_samples)),
         seed=draw(st.integers(0, 2**32)),
-        batch_size=lanes * draw(st.integers(1, 4)),
+        batch_size=lanes * lane_size,
         num_lanes=lanes,
-        steps_per_group=draw(st.integers(1, 4)),
+        steps_per_group=steps,
+        runs_per_chunk=draw(st.sampled_from([m for m in range(1, chunk_size + 1) if chunk_size % m == 0])),
     )
 
 
@@ -35,10 +38,11 @@ def test_every_sample_once_an_epoch_but_for_the_remainder(plan: OrderPlan, epoch
 
 
 @given(plans())
-def test_a_chunk_is_one_run_of_consecutive_samples(plan: OrderPlan) -> None:
+def test_a_chunk_is_so_many_runs_of_consecutive_samples(plan: OrderPlan) -> None:
     if plan.chunk_size < plan.num_samples:
         samples = np.sort(plan.chunk(0))
-        assert np.sum(np.diff(samples) != 1) <= 1  # one gap where the run wraps at N
+        # Each run ends in a gap, and one more where a run wraps at N; neighbours may meet.
+        assert np.sum(np.diff(samples) != 1) <= plan.runs_per_chunk
 
 
 @given(plans(), st.integers(0, 40))
@@ -53,6 +57,25 @@ def test_the_union_of_the_ranks_is_the_batch_for_every_world_size(plan: OrderPla
                 got[lane] = plan.chunk(group * plan.num_lanes + lane)[rows]
         assert sorted(got) == list(range(plan.num_lanes))
         assert np.array_equal(np.concatenate([got[lane] for lane in sorted(got)]), wanted)
+
+
+@given(plans(), st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5))
+def test_restriping_at_any_step_changes_nothing(plan: OrderPlan, segments: list[tuple[int, int]]) -> None:
+    """Segments of a run, each (world size, steps): every rank deals itself its share of a plan begun at that step."""
+    served, step = [], 0
+    for wanted, steps in [*segments, (1, 1)]:
+        world_size, first_chunk, begun = min(wanted, plan.num_lanes), plan.first_chunk(step), step
+        for step in range(begun, begun + steps):
+            group, part = divmod(step, plan.steps_per_group)
+            rows = slice(part * plan.lane_size, (part + 1) * plan.lane_size)
+            lanes = {
+                lane: plan.chunk(group * plan.num_lanes + lane)[rows]
+                for rank in range(world_size)
+                for lane in rank_lanes(plan, group, first_chunk, rank, world_size)
+            }
+            served += [lanes[lane] for lane in sorted(lanes)]
+        step += 1
+    assert np.array_equal(np.concatenate(served), np.concatenate([plan.batch(t) for t in range(step)]))
 
 
 @given(plans(), st.integers(0, 60), st.integers(0, 60))
@@ -94,3 +117,19 @@ def test_shares_differ_by_one_lane_at_most(world_size: int) -> None:
         sizes = [len(rank_lanes(plan, group, 0, rank, world_size)) for rank in range(world_size)]
         assert sum(sizes) == 4
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_batches_of_a_prepared_dataset_are_mixed_like_independent_draws(classes: int) -> None:
+    """Samples sorted by class, shuffled as `prepare` does, read by the plan: entropy of the classes of a batch."""
+    count, batch_size = 30_000, 64
+    labels = np.sort(np.arange(count) % classes)[prepare_plan.order(0, "train", count)]
+    plan = OrderPlan(num_samples=count, seed=1, batch_size=batch_size, num_lanes=8, steps_per_group=16)
+    batches = [labels[plan.batch(step)] for step in range(200)]
+    draws = np.random.default_rng(0).integers(0, classes, (200, batch_size))
+    assert np.mean([entropy(batch) for batch in batches]) >= 0.95 * np.mean([entropy(draw) for draw in draws])
+
+
+def entropy(labels: np.ndarray) -> float:
+    share = np.bincount(labels) / len(labels)
+    return float(-(share[share > 0] * np.log(share[share > 0])).sum())

@@ -16,12 +16,14 @@ from pipeline.dataset.index import IndexReader
 from pipeline.errors import InputError
 from pipeline.gan.networks.build import ImageShape, NetworkConfig
 from pipeline.gan.step import StepConfig
-from pipeline.stream.feed import Batch, ChunkReader, rank_batches
+from pipeline.stream.batches import Batch, rank_batches
+from pipeline.stream.chunk import ChunkReader, Decoder
 from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.loop import Outlets, RunSpec, TrainConfig, World
 from tests.small import CLASSES, make_dataset
+from tests.stream.readers import block
 
 TRAIN = TrainConfig(
     total_kimg=0.16, batch_size=8, num_lanes=4, tick_kimg=0.04, checkpoint_kimg=0.08, deterministic=True
@@ -34,7 +36,7 @@ def reader(tmp_path: Path) -> ChunkReader:
     made = make_dataset(str(tmp_path / "data"), num_samples=50)
     plan = OrderPlan(num_samples=50, seed=0, batch_size=8, num_lanes=4, steps_per_group=3)
     index = IndexReader(str(tmp_path / "data" / "train"), made.splits["train"])
-    return ChunkReader(index=index, plan=plan, resolution=16, channels=1)
+    return ChunkReader(index=index, plan=plan, decoder=Decoder(resolution=16, channels=1), in_tasks=True)
 
 
 def spec_of(run_url: str, reader: ChunkReader, **train: Any) -> RunSpec:
@@ -54,8 +56,7 @@ def spec_of(run_url: str, reader: ChunkReader, **train: Any) -> RunSpec:
 
 def batches_from(reader: ChunkReader, first_step: int) -> Iterator[Batch]:
     first = reader.plan.first_chunk(first_step)
-    blocks = (reader({"id": np.array([n])}, 0) for n in range(first, 10**6))
-    return rank_batches(blocks, reader.plan, first_step, 0, 1)
+    return rank_batches((block(reader, n) for n in range(first, 10**6)), reader, first_step, 0, 1, 1)
 
 
 def train(spec: RunSpec, reader: ChunkReader) -> list[Mapping[str, float]]:

@@ -9,19 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import snapshot, storage
-from pipeline.stream.feed import ChunkReader
+from pipeline.stream.chunk import ChunkReader
+from pipeline.stream.order import OrderPlan
 from pipeline.train import log
 from pipeline.train.loop import RunSpec
 from pipeline.train.ownership import Ownership
 from pipeline.train.ray_train import ResourceError, Workers, WorkersConfig, fit, fit_workers
+from tests.stream.test_feed import processes_running
 from tests.train.test_loop import assert_bit_equal, final_state, reader, spec_of
 
 __all__ = ["reader"]
 
-ONE = Workers(count=1, cpus=1, threads=1, use_gpu=False, max_failures=3, free_cpus=5)
+ONE = Workers(count=1, cpus=1, threads=1, decode_threads=1, use_gpu=False, max_failures=3)
 
 
 def fit_owned(spec: RunSpec, reader: ChunkReader, workers: Workers, on_progress: Any = lambda *_: None) -> None:
@@ -73,6 +76,50 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, reader: ChunkReader) ->
     assert [event["cur_nimg"] > 0 for event in resumed] == [True]
     assert final_state(killed)[0] == final_state(quiet)[0] == 1600
     assert_bit_equal(final_state(killed)[1], final_state(quiet)[1])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_recorded_positions_are_the_plan_through_changes_of_size(tmp_path: Path, reader: ChunkReader) -> None:
+    """One run by 1, 3, 4, then 2 workers, each stopping in mid-epoch and mid-group: no repeat, no gap."""
+    url, plan = str(tmp_path / "run"), reader.plan
+    for count, total_kimg in [(1, 0.08), (3, 0.2), (4, 0.32), (2, 0.4)]:
+        spec = spec_of(url, reader, total_kimg=total_kimg, checkpoint_kimg=0.04, record_positions=True)
+        fit_owned(spec, reader, dataclasses.replace(ONE, count=count))
+        assert_as_planned(url, plan, int(total_kimg * 1000))
+    sizes = [event["world_size"] for event in log.read_events(url) if event["event"] == "resumed"]
+    assert sizes == [3, 4, 2]
+
+
+def assert_as_planned(url: str, plan: OrderPlan, total_nimg: int) -> None:
+    """Each position of the run once, with the sample that the plan has there."""
+    taken = log.read_positions(url).sort_by("position")
+    assert np.array_equal(taken["position"].to_numpy(), np.arange(total_nimg))
+    planned = np.concatenate([plan.batch(step) for step in range(total_nimg // plan.batch_size)])
+    assert np.array_equal(taken["sample"].to_numpy(), planned)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("task", ["RayTrainWorker", "MapBatches(ChunkReader)"])
+def test_recorded_positions_are_the_plan_when_a_worker_is_killed(
+    tmp_path: Path, reader: ChunkReader, task: str
+) -> None:
+    """Three ranks; a training worker, or a read worker, is killed after the first checkpoint."""
+    url, killed = str(tmp_path / "run"), list[int]()
+    settings = {"total_kimg": 4.0, "tick_kimg": 0.08, "checkpoint_kimg": 0.08, "record_positions": True}
+
+    def kill_one() -> None:
+        while not any(event["event"] == "checkpoint" for event in log.read_events(url)):
+            time.sleep(0.02)
+        victims = training_workers() if task == "RayTrainWorker" else processes_running(task)
+        os.kill(victims[0], signal.SIGKILL)
+        killed.append(victims[0])
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    fit_owned(spec_of(url, reader, **settings), reader, dataclasses.replace(ONE, count=3))
+    killer.join()
+    assert killed
+    assert_as_planned(url, reader.plan, 4000)
 
 
 @pytest.mark.usefixtures("ray_session")
