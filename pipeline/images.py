@@ -7,10 +7,6 @@ import dataclasses
 import functools
 import io
 import struct
-import sys
-import threading
-import warnings
-import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Literal, cast
@@ -19,8 +15,9 @@ import numpy as np
 import simplejpeg
 from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
+from pipeline import pillow
 from pipeline.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -28,42 +25,27 @@ Fit = Literal["crop", "pad"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 EXTENSIONS: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-MAX_PIXELS = 64 * 1024**2
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = pillow.MAX_PIXELS
+FORMATS = pillow.FORMATS
 
 # On Up-filtered rows (garments at 32², textured colour at 256²) level 3 is no smaller and 8 to 26 % slower, and
 # level 0 is 36 to 68 % larger.
 _DEFLATE_LEVEL = 1
+_MAX_PASSES, _MIN_SCAN_BYTES = 16, 10
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_WIDE_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK")
-# The rawmode that reads the other byte of each 16-bit value, by the last letter of the one that Pillow chose.
-_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_TO_BASE = {
-    "1": "L",
-    "P": "RGB",
-    "PA": "RGBA",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-    "RGBX": "RGB",
-    "RGBa": "RGBA",
-    "La": "LA",
-}
 _BAD_DATA = (
     OSError,
     SyntaxError,
     ValueError,
     TypeError,
-    IndexError,
-    KeyError,
+    LookupError,
+    ArithmeticError,
     EOFError,
-    OverflowError,
     struct.error,
-    zlib.error,
     cast(type[Exception], isal_zlib.error),
     Image.DecompressionBombError,
     Warning,
 )
-_warning_filters = threading.Lock()
 
 
 class ImageError(InputError):
@@ -80,44 +62,67 @@ class Decoded:
     """Of: exif, cmyk, palette, alpha, 16bit, animation."""
 
 
-def decode(data: bytes, *, channels: int) -> Decoded:
+def decode(data: bytes, *, channels: int, buffer: Pixels | None = None) -> Decoded:
     """An image file's pixels, upright, 8 bits, alpha on white, first frame; channels 1 or 3.
 
-    Grey is ITU-R 601 luma. Raises ImageError for what is corrupt, cut, of another format than FORMATS, or larger than
-    MAX_PIXELS (read from the header before anything is decoded).
+    Grey is ITU-R 601 luma. A JPEG of the buffer's shape may be decoded in it, and then is the buffer. Raises ImageError
+    for what is corrupt, cut, of another format than FORMATS, or larger than MAX_PIXELS (read from the header before
+    anything is decoded). Of an animation, what lies behind the first frame is not looked at.
     """
     assert channels in (1, 3)
     try:
         if data[:3] == b"\xff\xd8\xff":
-            fast = _decode_jpeg(data, channels)
+            fast = _decode_jpeg(data, channels, buffer)
             if fast is not None:
                 return fast
         pixels = _decode_plain_png(data, channels)
         if pixels is not None:
             return Decoded(pixels, frozenset())
-        with _warning_filters, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            return _decode_any(data, channels)
+        return Decoded(*pillow.decode(data, channels))
     except UnidentifiedImageError as error:  # its own text holds a memory address, and logs must not vary
         raise ImageError(f"cannot decode: no whole image of a known format ({', '.join(FORMATS)})") from error
     except _BAD_DATA as error:
         raise ImageError(f"cannot decode: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _decode_jpeg(data: bytes, channels: int) -> Decoded | None:
+def decode_into(data: bytes, out: Pixels) -> None:
+    """Decode an image into `out`, uint8 [R, R, C], the largest centred square scaled where its size is another.
+
+    Raises ImageError as `decode` does; `out` may then hold anything.
+    """
+    pixels = decode(data, channels=out.shape[2], buffer=out).pixels
+    if pixels is not out:
+        out[:] = resize(pixels, out.shape[0], "crop")
+
+
+def _decode_jpeg(data: bytes, channels: int, buffer: Pixels | None) -> Decoded | None:
     """The fast path; None for the colour spaces that libjpeg-turbo does not turn into RGB."""
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    _check_size(width, height)
+    pillow.check_size(width, height)
+    _check_scans(data, width * height)
     if colorspace not in ("YCbCr", "Gray", "GRAY"):
+        # Pillow decodes these, and fills in what is damaged without a word; this decoder is strict.
+        simplejpeg.decode_jpeg(data, colorspace="CMYK" if colorspace in ("CMYK", "YCCK") else "RGB")
         return None
     orientation = 1
     if b"Exif\0\0" in data or b":Orientation" in data:  # the second: XMP
-        with _warning_filters, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            orientation = _orientation(_open(data))
-    pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB")
-    upright = _upright(pixels.reshape(height, width, channels), orientation)
+        orientation = pillow.orientation(data)
+    space = "GRAY" if channels == 1 else "RGB"
+    if buffer is not None and buffer.shape == (height, width, channels) and orientation == 1:
+        simplejpeg.decode_jpeg(data, colorspace=space, buffer=buffer)
+        return Decoded(buffer, frozenset())
+    pixels = simplejpeg.decode_jpeg(data, colorspace=space)
+    upright = pillow.upright(pixels.reshape(height, width, channels), orientation)
     return Decoded(upright, frozenset({"exif"} if orientation != 1 else ()))
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    """Refuse a progressive JPEG with so many scans that they take longer than the largest image: each may have ten
+    bytes, and takes a pass over all pixels.
+    """
+    most = _MAX_PASSES * MAX_PIXELS // pixels
+    if len(data) > most * _MIN_SCAN_BYTES and data.count(b"\xff\xda") > most:
+        raise ValueError(f"more than {most} scans in a JPEG of {pixels} pixels")
 
 
 def _decode_plain_png(data: bytes, channels: int) -> Pixels | None:
@@ -131,7 +136,7 @@ def _decode_plain_png(data: bytes, channels: int) -> Pixels | None:
     chunks = ((b"IHDR", data[16:29]), (b"IDAT", body), (b"IEND", b""))
     if len(data) != 57 + idat_bytes or data[8:] != b"".join(_png_chunk(*chunk) for chunk in chunks):
         return None
-    _check_size(width, height)
+    pillow.check_size(width, height)
     row_bytes = 1 + width * channels
     raw = isal_zlib.decompressobj().decompress(body, max_length=height * row_bytes + 1)
     if len(raw) != height * row_bytes:
@@ -140,140 +145,6 @@ def _decode_plain_png(data: bytes, channels: int) -> Pixels | None:
     if (rows[:, 0] != 2).any():
         return None
     return np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8).reshape(height, width, channels)
-
-
-def _decode_any(data: bytes, channels: int) -> Decoded:
-    """Every format and mode, by Pillow."""
-    image: Image.Image
-    image = opened = _open(data)
-    # Before load(), which empties the list; getexif() of a PNG loads.
-    rawmodes = [_rawmode(tile) for tile in opened.tile]
-    orientation = _orientation(image)
-    converted = {"exif"} if orientation != 1 else set()
-    if image.format != "JPEG" and getattr(image, "is_animated", False):
-        converted.add("animation")
-    image.load()
-    if image.mode == "CMYK":
-        converted.add("cmyk")
-    if image.mode in ("P", "PA"):
-        converted.add("palette")
-    if any(";16" in rawmode for rawmode in rawmodes) or image.mode.startswith("I"):
-        converted.add("16bit")
-        image = _eight_bits(data, image, rawmodes)
-    base = _base_mode(image)
-    if base.mode in ("LA", "RGBA"):
-        converted.add("alpha")
-        base = _on_white(base)
-    flat = base.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(flat).reshape(flat.height, flat.width, channels)
-    # Pillow turns a TIFF upright itself when it loads one.
-    return Decoded(_upright(pixels, 1 if image.format == "TIFF" else orientation), frozenset(converted))
-
-
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Pillow's lazy image: the header is read, nothing is decoded."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(image.width, image.height)
-    return image
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}×{height} pixels are more than the {MAX_PIXELS} allowed")
-    if width < 1 or height < 1:
-        raise ValueError(f"no pixels ({width}×{height})")
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or it is none of the eight."""
-    value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return value if value in range(1, 9) else 1
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation: 2 3 4 mirror and turn, 5 … 8 swap the axes as well."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _rawmode(tile: object) -> str:
-    """How the bytes of a Pillow tile are packed, e.g. RGB;16B; empty where the plugin does not say."""
-    args = getattr(tile, "args", None)
-    first = args[0] if isinstance(args, tuple) and args else args
-    return first if isinstance(first, str) else ""
-
-
-def _eight_bits(data: bytes, image: Image.Image, rawmodes: list[str]) -> Image.Image:
-    """A 16-bit image scaled to 8 bits, value · 255 / 65535 rounded.
-
-    Pillow keeps 16 bits for grey only; of colours it drops the lower byte, which is therefore read by a second pass.
-    """
-    transparent = image.info.get("transparency")
-    if image.mode.startswith("I"):
-        if image.mode == "I" and image.format != "PPM":
-            raise ValueError("32-bit pixels have no known range")
-        values = np.asarray(image).astype(np.uint32)[:, :, None]
-        mode = "L"
-    elif rawmodes[0] == "LA;16B":
-        values = _joined(np.asarray(_reopened(data, {"LA;16B": "RGBA"})), [0, 2], [1, 3])
-        mode = "LA"
-    elif image.mode in _WIDE_MODES and image.format != "PPM":
-        low = np.asarray(_reopened(data, {raw: raw[:-1] + _OTHER_BYTE[raw[-1]] for raw in rawmodes}))
-        bands = low.shape[2]
-        pair = np.concatenate([np.asarray(image), low], axis=2)
-        values = _joined(pair, list(range(bands)), list(range(bands, 2 * bands)))
-        mode = image.mode
-    else:
-        raise ValueError(f"16-bit mode {image.mode} is not supported")
-    scaled = ((values * 255 + 32767) // 65535).astype(np.uint8)
-    if transparent is not None and mode in ("L", "RGB"):
-        opaque = (values != np.atleast_1d(np.asarray(transparent))).any(axis=2, keepdims=True)
-        scaled = np.concatenate([scaled, (opaque * 255).astype(np.uint8)], axis=2)
-        mode += "A"
-    eight = Image.frombytes(mode, image.size, np.ascontiguousarray(scaled).tobytes())
-    eight.format = image.format
-    return eight
-
-
-def _joined(data: Pixels, high: list[int], low: list[int]) -> NDArray[np.uint32]:
-    """16-bit values from the bands that hold their bytes."""
-    return data[:, :, high].astype(np.uint32) << np.uint32(8) | data[:, :, low]
-
-
-def _reopened(data: bytes, rawmodes: Mapping[str, str]) -> Image.Image:
-    """The image decoded once more, its bytes read as other rawmodes."""
-    image = _open(data)
-    for number, tile in enumerate(image.tile):
-        changed = rawmodes[_rawmode(tile)]
-        args = (changed, *tile.args[1:]) if isinstance(tile.args, tuple) else changed
-        image.tile[number] = tile._replace(args=args)
-    image.load()
-    return image
-
-
-def _base_mode(image: Image.Image) -> Image.Image:
-    """Any 8-bit mode → L, LA, RGB or RGBA."""
-    transparent = "transparency" in image.info
-    mode = _TO_BASE.get(image.mode, image.mode)
-    if transparent and mode in ("L", "RGB"):
-        mode += "A"
-    if mode not in ("L", "LA", "RGB", "RGBA"):
-        raise ValueError(f"pixel mode {image.mode} is not supported")
-    return image if mode == image.mode else image.convert(mode)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """LA or RGBA → L or RGB over white."""
-    opaque = image.mode[:-1]
-    white = Image.new(opaque, image.size, "white")
-    white.paste(image.convert(opaque), mask=image.getchannel("A"))
-    white.format = image.format
-    return white
 
 
 def resize(pixels: Pixels, resolution: int, fit: Fit) -> Pixels:

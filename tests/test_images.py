@@ -10,33 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from isal import igzip_lib
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline import images
+from pipeline import images, pillow
 from pipeline.images import ImageError, Pixels
+from tests.fuzz.image_corpus import (
+    bitfield_bmp,
+    files,
+    png,
+    png_chunk,
+    saved,
+    smooth,
+    tiff,
+    twelve_bit_tiff,
+)
 
 
 def _noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def _file(image: Image.Image, image_format: str, **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, image_format, **options)
-    return sink.getvalue()
-
-
-def _png16(values: np.ndarray, colour_type: int) -> bytes:
-    """A 16-bit PNG, which Pillow can write for grey only."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    height, width = values.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
@@ -71,7 +63,7 @@ def test_exif_orientation_is_applied(orientation: int, image_format: str, channe
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if image_format == "WEBP" else {"quality": 100} if image_format == "JPEG" else {}
-    data = _file(picture, image_format, exif=exif, **options)
+    data = saved(picture, image_format, exif=exif, **options)
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L" if channels == 1 else "RGB"))
     decoded = images.decode(data, channels=channels)
     assert decoded.pixels.shape == (*wanted.shape[:2], channels)
@@ -88,7 +80,7 @@ def test_sixteen_bits_are_scaled_not_cut(colour_type: int, bands: int) -> None:
     if bands in (2, 4):
         values[:, :, -1] = 65535
     channels = 1 if bands < 3 else 3
-    decoded = images.decode(_png16(values, colour_type), channels=channels)
+    decoded = images.decode(png(values, colour_type), channels=channels)
     wanted = np.round(values[:, :, :channels] * (255 / 65535)).astype(np.uint8)
     assert np.array_equal(decoded.pixels, wanted)
     assert decoded.converted == {"16bit", "alpha"} if bands in (2, 4) else decoded.converted == {"16bit"}
@@ -97,19 +89,43 @@ def test_sixteen_bits_are_scaled_not_cut(colour_type: int, bands: int) -> None:
 @pytest.mark.parametrize("image_format", ["TIFF", "PPM"])
 def test_sixteen_bit_grey_of_other_formats(image_format: str) -> None:
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    decoded = images.decode(_file(Image.fromarray(values), image_format), channels=1)
+    decoded = images.decode(saved(Image.fromarray(values), image_format), channels=1)
     assert np.array_equal(decoded.pixels[:, :, 0], np.arange(256, dtype=np.uint8).reshape(16, 16))
     assert decoded.converted == {"16bit"}
+
+
+def test_sixteen_bits_of_tiff() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (9, 8, 3), dtype=np.uint16)
+    wanted = np.round(values * (255 / 65535)).astype(np.uint8)
+    for order in "<>":
+        for tile in (0, 16):
+            decoded = images.decode(tiff(values, order=order, tile=tile), channels=3)
+            assert np.array_equal(decoded.pixels, wanted)
+            assert decoded.converted == {"16bit"}
+    inverted = tiff(~values[:, :, :1], changed={262: (3, [0])})  # 0 is white
+    assert np.array_equal(images.decode(inverted, channels=1).pixels, wanted[:, :, :1])
+    twelve = twelve_bit_tiff(values[:, :, 0] >> 4)
+    assert np.abs(images.decode(twelve, channels=1).pixels[:, :, 0].astype(int) - wanted[:, :, 0]).max() <= 1
+    with pytest.raises(ImageError, match="separate planes"):
+        images.decode(tiff(values, planar=True), channels=3)
+
+
+def test_pixels_of_sixteen_bits_in_bmp() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (9, 8), dtype=np.uint16)
+    decoded = images.decode(bitfield_bmp(values), channels=3)
+    wanted = np.stack([(values >> 11) / 31, (values >> 5 & 63) / 63, (values & 31) / 31], axis=2) * 255
+    assert np.abs(decoded.pixels - wanted).max() < 1
+    assert decoded.converted == frozenset()
 
 
 def test_alpha_lies_on_white() -> None:
     rgba = np.zeros((2, 2, 4), dtype=np.uint8)
     rgba[0, 0] = (200, 0, 0, 255)
     rgba[0, 1] = (0, 0, 0, 128)
-    decoded = images.decode(_file(Image.fromarray(rgba), "PNG"), channels=3)
+    decoded = images.decode(saved(Image.fromarray(rgba), "PNG"), channels=3)
     assert decoded.pixels.tolist() == [[[200, 0, 0], [127, 127, 127]], [[255, 255, 255], [255, 255, 255]]]
     assert decoded.converted == {"alpha"}
-    grey = images.decode(_file(Image.fromarray(rgba).convert("LA"), "PNG"), channels=1)
+    grey = images.decode(saved(Image.fromarray(rgba).convert("LA"), "PNG"), channels=1)
     assert grey.pixels[:, :, 0].tolist() == [[60, 127], [255, 255]]
 
 
@@ -117,15 +133,15 @@ def test_palette_cmyk_and_transparent_palette() -> None:
     picture = Image.fromarray(_noise(8, 8))
     indexed = picture.quantize(16)
     wanted = np.asarray(indexed.convert("RGB"))
-    decoded = images.decode(_file(indexed, "PNG"), channels=3)
+    decoded = images.decode(saved(indexed, "PNG"), channels=3)
     assert np.array_equal(decoded.pixels, wanted)
     assert decoded.converted == {"palette"}
-    see_through = images.decode(_file(indexed, "PNG", transparency=indexed.getpixel((0, 0))), channels=3)
+    see_through = images.decode(saved(indexed, "PNG", transparency=indexed.getpixel((0, 0))), channels=3)
     assert see_through.pixels[0, 0].tolist() == [255, 255, 255]
     assert see_through.converted == {"palette", "alpha"}
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     for image_format in ("JPEG", "TIFF"):
-        red = images.decode(_file(cmyk, image_format), channels=3)
+        red = images.decode(saved(cmyk, image_format), channels=3)
         assert np.abs(red.pixels.astype(int) - [255, 0, 0]).max() <= 3
         assert red.converted == {"cmyk"}
 
@@ -134,7 +150,7 @@ def test_palette_cmyk_and_transparent_palette() -> None:
 def test_first_frame_of_an_animation(image_format: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if image_format == "WEBP" else {}
-    data = _file(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
+    data = saved(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     decoded = images.decode(data, channels=3)
     assert (decoded.pixels == [255, 0, 0]).all()
     assert "animation" in decoded.converted
@@ -147,7 +163,7 @@ def _modes_and_formats() -> dict[tuple[str, str], bytes]:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
         for image_format in ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM"):
             try:
-                files[mode, image_format] = _file(picture.convert(mode), image_format)
+                files[mode, image_format] = saved(picture.convert(mode), image_format)
             except (OSError, KeyError, ValueError):
                 continue
     return files
@@ -176,7 +192,7 @@ def test_other_formats_and_huge_headers_are_refused() -> None:
     huge[16:24] = struct.pack(">II", 70_000, 70_000)
     huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
     large_gif = b"GIF89a" + struct.pack("<HH", 65_000, 65_000) + bytes(20)
-    for data in (b"", b"not an image", bytes(huge), large_gif, _file(Image.new("L", (9, 9)), "ICO")):
+    for data in (b"", b"not an image", bytes(huge), large_gif, saved(Image.new("L", (9, 9)), "ICO")):
         with pytest.raises(ImageError, match=r"^cannot decode: (?!.*0x)"):
             images.decode(data, channels=3)
     jpeg = bytearray(images.encode(_noise(8, 8), "jpeg", 90))
@@ -190,11 +206,11 @@ def _samples() -> dict[str, bytes]:
     picture = Image.fromarray(images.resize(_noise(5, 5), 48, "crop"))
     exif = Image.Exif()
     exif[0x0112] = 6
-    files = {name: _file(picture, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")}
-    files["CMYK"] = _file(picture.convert("CMYK"), "JPEG")
-    files["EXIF"] = _file(picture, "JPEG", exif=exif)
-    files["LZW"] = _file(picture, "TIFF", compression="tiff_lzw")
-    files["PNG16"] = _png16(_noise(9, 9).astype(np.uint16) * 257, 2)
+    files = {name: saved(picture, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")}
+    files["CMYK"] = saved(picture.convert("CMYK"), "JPEG")
+    files["EXIF"] = saved(picture, "JPEG", exif=exif)
+    files["LZW"] = saved(picture, "TIFF", compression="tiff_lzw")
+    files["PNG16"] = png(_noise(9, 9).astype(np.uint16) * 257, 2)
     return files
 
 
@@ -232,6 +248,65 @@ def test_any_cut_or_changed_byte_of_the_header(name: str) -> None:
 def test_a_cut_file_is_never_taken_for_whole(name: str) -> None:
     with pytest.raises(ImageError):
         images.decode(_SAMPLES[name][: len(_SAMPLES[name]) * 6 // 10], channels=3)
+
+
+def _hostile() -> list[tuple[type[BaseException], bytes]]:
+    """What Pillow and isal raise, each with an input that makes them."""
+    whole = {file.name: file.data for file in files()}
+    signature, end = whole["png-pillow-L"][:8], png_chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0))
+    huge = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 6, 0, 0, 0))
+    broken = png_chunk(b"IDAT", b"\x78\x9c" + b"\xff" * 20)
+    gif = whole["gif-animated"]
+    second = gif.rindex(b"!\xf9", 0, gif.rindex(b"!\xf9"))
+    grey = np.frombuffer(struct.pack("<IIQ", 2, 1, 0), np.uint8).reshape(4, 4, 1)
+    return [
+        (OSError, whole["bmp-rgb"][:-100]),
+        (SyntaxError, signature + header + png_chunk(b"IDAT", b"") + png_chunk(b"\1\2\3\4", b"") + end),
+        (ValueError, tiff(grey, changed={256: (4, [40_000]), 257: (4, [2000])})),
+        (TypeError, _retold(tiff(grey), 273, "<HII", 5, 1, 8)),  # the strip's offset: a fraction
+        (IndexError, gif[: second + 1]),  # within the next frame's header
+        (OverflowError, _retold(whole["tiff-big"], 273, "<HQQ", 16, 1, 2**63)),
+        (struct.error, gif[: second + 11]),
+        (igzip_lib.IsalError, signature + header + broken + end),
+        (Image.DecompressionBombError, signature + huge + broken + end),
+        (UserWarning, _retold(tiff(grey), 273, "<HI", 4, 10**6)),
+        (UnidentifiedImageError, b"GIF89a"),
+    ]
+
+
+def _retold(data: bytes, tag: int, layout: str, *entry: int) -> bytes:
+    """A TIFF whose directory says something else from a tag's type on."""
+    at = data.index(struct.pack("<HH", tag, 4)) + 2
+    return data[:at] + struct.pack(layout, *entry) + data[at + struct.calcsize(layout) :]
+
+
+@pytest.mark.parametrize(("raised", "data"), _hostile(), ids=lambda value: getattr(value, "__name__", ""))
+def test_whatever_a_decoder_raises_is_an_image_error(raised: type[BaseException], data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"^cannot decode: ") as caught:
+        images.decode(data, channels=1)
+    assert type(caught.value.__cause__) is raised
+
+
+def test_a_damaged_jpeg_is_refused_in_every_colour_space() -> None:
+    """libjpeg only warns, and fills in: Pillow would show it."""
+    picture = Image.fromarray(smooth(60, 83))
+    for mode, options in (("RGB", {}), ("L", {}), ("CMYK", {}), ("RGB", {"keep_rgb": True})):
+        data = saved(picture.convert(mode), "JPEG", **options)
+        middle = data.index(b"\xff\xda") + 300
+        damaged = data[:middle] + b"\xff\xd9" + data[middle + 2 :]
+        assert Image.open(io.BytesIO(damaged)).convert("RGB").size == (83, 60)
+        with pytest.raises(ImageError, match="JPEG data"):
+            images.decode(damaged, channels=3)
+
+
+def test_a_jpeg_of_too_many_scans_is_refused() -> None:
+    data = saved(Image.new("L", (1024, 1024)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 1100 + data[-2:]
+    assert images.decode(data, channels=1).pixels.shape == (1024, 1024, 1)
+    with pytest.raises(ImageError, match="scans"):
+        images.decode(many, channels=1)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
@@ -276,7 +351,7 @@ def test_the_fast_png_path_is_pillows(pixels: Pixels, data: st.DataObject) -> No
     fast = images._decode_plain_png(coded, channels)
     assert fast is not None
     assert np.array_equal(fast, pixels)
-    assert np.array_equal(images._decode_any(coded, channels).pixels, pixels)
+    assert np.array_equal(pillow.decode(coded, channels)[0], pixels)
     assert images._decode_plain_png(coded, 4 - channels) is None
     place = data.draw(st.integers(0, len(coded) - 1))
     damaged = coded[:place] + bytes([coded[place] ^ 1]) + coded[place + 1 :]

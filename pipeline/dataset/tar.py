@@ -134,14 +134,14 @@ class _Extension:
 
 def _members(read: Callable[[int, int], bytes], size_bytes: int, where: str) -> Iterator[Member]:
     """Walk the header blocks; extension headers (pax path and size, GNU long name) apply to the next member."""
-    offset, extension = 0, None
+    offset, extension, kind = 0, None, b""
     while True:
         if offset + BLOCK_BYTES > size_bytes:
             _refuse_compressed(b"" if offset else read(0, size_bytes), where)
             raise TarError(f"{where}: truncated at byte {offset}: no end-of-archive mark; copy the file again")
         block = read(offset, BLOCK_BYTES)
         if not any(block):
-            _check_end(read, offset, size_bytes, extension, where)
+            _check_end(read, offset, size_bytes, kind in _EXTENSIONS, where)
             return
         name, kind, size = _parse(block, offset, where)
         if kind in _PLAIN and extension is not None:
@@ -163,11 +163,11 @@ def _members(read: Callable[[int, int], bytes], size_bytes: int, where: str) -> 
 
 
 def _check_end(
-    read: Callable[[int, int], bytes], offset: int, size_bytes: int, extension: _Extension | None, where: str
+    read: Callable[[int, int], bytes], offset: int, size_bytes: int, unfinished: bool, where: str
 ) -> None:
     """Two zero blocks, and zeros to the end: what follows would be lost without a word."""
     left = size_bytes - offset
-    if extension is not None:
+    if unfinished:
         raise TarError(f"{where}: ends with an extension header that no member follows; copy the file again")
     if left < len(_END):
         raise TarError(f"{where}: truncated at byte {offset}: half an end-of-archive mark; copy the file again")
@@ -222,12 +222,14 @@ def _extension(kind: bytes, body: bytes, pending: _Extension | None, where: str)
     if pending is not None and kind != b"g":
         raise TarError(f"{where}: two extension headers for one member; write the shard again")
     if kind == b"L":
+        if not body.endswith(b"\0"):  # readers differ: some go on to the first zero
+            raise TarError(f"{where}: damaged long name; copy the file again")
         return _Extension(name=_text(body.rstrip(b"\0"), where))
     records = _pax(body, where)
     if any(name.startswith(b"GNU.sparse.") for name in records):
         raise TarError(f"{where}: holds a sparse file; write the shard again without --sparse")
     path, size = records.get(b"path"), records.get(b"size")
-    if size is not None and not (size.isdigit() and len(size) <= _MAX_DIGITS):
+    if path == b"" or size is not None and not (size.isdigit() and len(size) <= _MAX_DIGITS):
         raise TarError(f"{where}: damaged pax header; copy the file again")
     if kind == b"g":
         if path or size:
@@ -244,7 +246,7 @@ def _pax(body: bytes, where: str) -> dict[bytes, bytes]:
         digits, _, _ = rest[: _MAX_DIGITS + 1].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         name, equals, value = rest[len(digits) + 1 : max(length - 1, 0)].partition(b"=")
-        if length > len(rest) or not equals or rest[length - 1 : length] != b"\n":
+        if length > len(rest) or not name or not equals or rest[length - 1 : length] != b"\n":
             raise TarError(f"{where}: damaged pax header; copy the file again")
         records[name] = value
         rest = rest[length:]
