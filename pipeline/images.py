@@ -104,8 +104,8 @@ def _decode_jpeg(data: bytes, channels: int, buffer: Pixels | None) -> Decoded |
         # Pillow decodes these, and fills in what is damaged without a word; this decoder is strict.
         simplejpeg.decode_jpeg(data, colorspace="CMYK" if colorspace in ("CMYK", "YCCK") else "RGB")
         return None
-    orientation = 1
-    if b"Exif\0\0" in data or b":Orientation" in data:  # the second: XMP
+    head, orientation = _jpeg_head(data), 1
+    if b"Exif\0\0" in head or b":Orientation" in head:  # the second: XMP
         orientation = pillow.orientation(data)
     space = "GRAY" if channels == 1 else "RGB"
     if buffer is not None and buffer.shape == (height, width, channels) and orientation == 1:
@@ -114,6 +114,16 @@ def _decode_jpeg(data: bytes, channels: int, buffer: Pixels | None) -> Decoded |
     pixels = simplejpeg.decode_jpeg(data, colorspace=space)
     upright = pillow.upright(pixels.reshape(height, width, channels), orientation)
     return Decoded(upright, frozenset({"exif"} if orientation != 1 else ()))
+
+
+def _jpeg_head(data: bytes) -> bytes:
+    """What lies before the first scan, or all where that is not plain: searching 20 KB takes longer than walking."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and len(data) > at + 4:
+        if data[at + 1] == 0xDA:
+            return data[:at]
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return data
 
 
 def _check_scans(data: bytes, pixels: int) -> None:

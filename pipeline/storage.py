@@ -72,10 +72,22 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     """Exactly `size` bytes from `offset`. Raises NotFoundError, and StorageError if the object ends before."""
     assert offset >= 0 <= size
     data = _store(url).read(offset, size) if size else b""
-    if len(data) != size:
-        wanted = f"{size} bytes wanted at offset {offset}, {len(data)} found"
-        raise StorageError(f"{url} is truncated: {wanted}; write it again or restore it")
+    _refuse_short(url, offset, size, len(data))
     return data
+
+
+def read_into(url: str, offset: int, out: memoryview) -> None:
+    """Fill `out`, of bytes, from `offset`, as `read_range` reads. Raises NotFoundError, StorageError."""
+    resolved = resolve(url)
+    if resolved.startswith("s3://"):
+        out[:] = read_range(resolved, offset, len(out))
+        return
+    with _local_errors(resolved), open(resolved, "rb", buffering=0) as file:
+        file.seek(offset)
+        found = 0
+        while found < len(out) and (count := file.readinto(out[found:])):
+            found += count
+    _refuse_short(url, offset, len(out), found)
 
 
 def stat(url: str) -> Stat | None:
@@ -97,6 +109,12 @@ def list_entries(url: str) -> Iterator[Entry]:
     shown = (entry for entry in _store(url).entries() if not os.path.basename(entry.name).startswith(_TEMP_PREFIX))
     # Stores differ in whether 'a/b' comes before 'a-b': sorted here, in memory.
     return iter(sorted(shown, key=lambda entry: os.fsencode(entry.name)))
+
+
+def _refuse_short(url: str, offset: int, wanted: int, found: int) -> None:
+    if found != wanted:
+        what = f"{wanted} bytes wanted at offset {offset}, {found} found"
+        raise StorageError(f"{url} is truncated: {what}; write it again or restore it")
 
 
 def put(url: str, data: bytes) -> None:

@@ -118,6 +118,13 @@ def test_ranges_are_exact_or_an_error(url: str) -> None:
     for offset, size in ((0, 11), (9, 2), (10, 1), (1000, 5)):
         with pytest.raises(StorageError, match=r"object is truncated: .* found"):
             storage.read_range(name, offset, size)
+        with pytest.raises(StorageError, match=r"object is truncated: .* found"):
+            storage.read_into(name, offset, memoryview(bytearray(size)))
+    out = bytearray(b"........")
+    storage.read_into(name, 3, memoryview(out)[2:6])
+    assert out == b"..3456.."
+    with pytest.raises(storage.NotFoundError, match="absent"):
+        storage.read_into(join(url, "absent"), 0, memoryview(out))
 
 
 def test_absent_objects(url: str) -> None:

@@ -162,9 +162,7 @@ def _members(read: Callable[[int, int], bytes], size_bytes: int, where: str) -> 
             raise TarError(f"{where}: {what}; only plain files are read")
 
 
-def _check_end(
-    read: Callable[[int, int], bytes], offset: int, size_bytes: int, unfinished: bool, where: str
-) -> None:
+def _check_end(read: Callable[[int, int], bytes], offset: int, size_bytes: int, unfinished: bool, where: str) -> None:
     """Two zero blocks, and zeros to the end: what follows would be lost without a word."""
     left = size_bytes - offset
     if unfinished:
@@ -229,7 +227,7 @@ def _extension(kind: bytes, body: bytes, pending: _Extension | None, where: str)
     if any(name.startswith(b"GNU.sparse.") for name in records):
         raise TarError(f"{where}: holds a sparse file; write the shard again without --sparse")
     path, size = records.get(b"path"), records.get(b"size")
-    if path == b"" or size is not None and not (size.isdigit() and len(size) <= _MAX_DIGITS):
+    if path == b"" or (size is not None and not (size.isdigit() and len(size) <= _MAX_DIGITS)):
         raise TarError(f"{where}: damaged pax header; copy the file again")
     if kind == b"g":
         if path or size:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -13,13 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import RetryableError
-from pipeline.stream.chunk import Chunk, ChunkReader
+from pipeline.stream.chunk import Chunk, ChunkReader, Decoder
+from pipeline.stream.memory import Recycled
 from pipeline.stream.order import OrderPlan, rank_lanes
 
 STEPS_AHEAD = 3
 """Batches that are ready or being decoded while the trainer works on one: what bounds the feed's memory."""
-_JOB_BYTES = 1024**2
-_POLL_SEC = 0.5
 T = TypeVar("T")
 
 
@@ -54,7 +55,7 @@ def rank_batches(
     for blocks and by `threads` that decode. Raises FeedError if a block is not the one the plan deals.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        started = _started(blocks, reader, first_step, rank, world_size, pool)
+        started = _started(blocks, reader, first_step, rank, world_size, pool, threads)
         with contextlib.closing(_ahead(started, STEPS_AHEAD)) as ready:
             for unfinished in ready:
                 yield unfinished.result()
@@ -108,19 +109,28 @@ def _started(
     rank: int,
     world_size: int,
     pool: ThreadPoolExecutor,
-) -> Iterator[_Unfinished]:
+    threads: int,
+) -> Generator[_Unfinished, None, None]:
     """Batches whose decoding has begun, in order."""
-    plan = reader.plan
-    first_chunk = plan.first_chunk(first_step)
+    plan, memory = reader.plan, Recycled()
     group, part = divmod(first_step, plan.steps_per_group)
-    while True:
-        numbers = rank_lanes(plan, group, first_chunk, rank, world_size)
-        chunks = [_checked(blocks, plan, group * plan.num_lanes + number) for number in numbers]
-        for served in range(part, plan.steps_per_group):
-            rows = range(served * plan.lane_size, (served + 1) * plan.lane_size)
-            lanes = [_Lane(chunk=c, number=n, rows=rows) for c, n in zip(chunks, numbers, strict=True)]
-            yield _start(lanes, reader, group * plan.steps_per_group + served, pool)
-        group, part = group + 1, 0
+    # A group at a time is too late: the next one, of L chunks, is fetched while this one is served.
+    with contextlib.closing(_ahead(_groups(blocks, plan, first_step, rank, world_size), 1)) as groups:
+        for numbers, chunks in groups:
+            for served in range(part, plan.steps_per_group):
+                rows = range(served * plan.lane_size, (served + 1) * plan.lane_size)
+                lanes = [_Lane(chunk=c, number=n, rows=rows) for c, n in zip(chunks, numbers, strict=True)]
+                yield _start(lanes, reader, group * plan.steps_per_group + served, pool, threads, memory)
+            group, part = group + 1, 0
+
+
+def _groups(
+    blocks: Iterator[pa.Table], plan: OrderPlan, first_step: int, rank: int, world_size: int
+) -> Generator[tuple[list[int], list[Chunk]], None, None]:
+    """A rank's lanes of one group after another, and their chunks."""
+    for group in itertools.count(first_step // plan.steps_per_group):
+        lanes = rank_lanes(plan, group, plan.first_chunk(first_step), rank, world_size)
+        yield lanes, [_checked(blocks, plan, group * plan.num_lanes + lane) for lane in lanes]
 
 
 def _checked(blocks: Iterator[pa.Table], plan: OrderPlan, number: int) -> Chunk:
@@ -134,47 +144,62 @@ def _checked(blocks: Iterator[pa.Table], plan: OrderPlan, number: int) -> Chunk:
     return chunk
 
 
-def _start(lanes: Sequence[_Lane], reader: ChunkReader, step: int, pool: ThreadPoolExecutor) -> _Unfinished:
-    """Slice the batch from decoded chunks, or hand the decoding of its rows to the pool, about 1 MB of pixels a job."""
+def _start(
+    lanes: Sequence[_Lane], reader: ChunkReader, step: int, pool: ThreadPoolExecutor, threads: int, memory: Recycled
+) -> _Unfinished:
+    """Slice the batch from decoded chunks, or hand the decoding of its rows to the pool."""
     shape, size, jobs = reader.decoder.shape, reader.plan.lane_size, []
+    num_rows = len(lanes) * size
+    image = memory.take(num_rows * math.prod(shape)).reshape(num_rows, *shape)
     if reader.in_tasks:
-        image = np.concatenate([lane.chunk.pixels(shape)[lane.rows.start : lane.rows.stop] for lane in lanes])
+        np.concatenate([lane.chunk.pixels(shape)[lane.rows.start : lane.rows.stop] for lane in lanes], out=image)
     else:
-        image = np.empty((len(lanes) * size, *shape), np.uint8)
-        job_rows = max(1, _JOB_BYTES // image[0].nbytes)
-        for at, lane in enumerate(lanes):
-            for start in range(0, size, job_rows):
-                rows = lane.rows[start : start + job_rows]
-                out = image[at * size + start : at * size + start + len(rows)]
-                jobs.append(pool.submit(reader.decoder.decode, lane.chunk, rows, out))
+        share = max(1, -(-num_rows // threads))
+        for start in range(0, num_rows, share):
+            jobs.append(pool.submit(_decode, reader.decoder, lanes, size, start, image[start : start + share]))
     return _Unfinished(step=step, plan=reader.plan, lanes=lanes, image=image, jobs=jobs)
 
 
-def _ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, up to `depth` of them drawn ahead by a thread; what it raises is raised here, in its place."""
-    ready: queue.Queue[T | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
+def _decode(
+    decoder: Decoder, lanes: Sequence[_Lane], size: int, start: int, out: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Decode rows start, start + 1, … of a batch, `size` of each lane, into `out`; places shown, and reasons.
 
-    def put(item: T | BaseException | None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put(item, timeout=_POLL_SEC)
+    One job a thread and batch: each end of a job wakes the consumer, and a thread that wakes while all cores decode
+    holds Python's lock until it gets one.
+    """
+    shown, reasons = [], []
+    stop = start + len(out)
+    for at, lane in enumerate(lanes):
+        first, last = max(start, at * size), min(stop, (at + 1) * size)
+        if first < last:
+            rows = lane.rows[first - at * size : last - at * size]
+            places, said = decoder.decode(lane.chunk, rows, out[first - start : last - start])
+            shown.append(places)
+            reasons += said
+    return np.concatenate(shown), reasons
+
+
+def _ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
+    """The same items, up to `depth` of them drawn ahead by a thread; what it raises is raised here, in its place."""
+    ready: queue.Queue[T | BaseException | None] = queue.Queue()
+    room, stop = threading.Semaphore(depth), threading.Event()
 
     def draw() -> None:
         try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    return
-            put(None)
+            while room.acquire() and not stop.is_set():
+                ready.put(next(items, None))
+            items.close()
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
-            put(error)
+            ready.put(error)
 
     threading.Thread(target=draw, name="feed", daemon=True).start()
     try:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            room.release()
             yield item
     finally:
         stop.set()
+        room.release()

@@ -18,6 +18,7 @@ from pipeline import images, philox, storage
 from pipeline.config import ConfigError
 from pipeline.dataset.index import IndexReader
 from pipeline.errors import InputError
+from pipeline.stream.memory import Recycled
 from pipeline.stream.order import OrderPlan
 
 SCHEMA = pa.schema(
@@ -31,9 +32,11 @@ SCHEMA = pa.schema(
     ]
 )
 _CHUNK_BYTES = 64 * 1024**2
-_GROUP_BYTES = 256 * 1024**2
+_GROUP_BYTES = 128 * 1024**2
 _CHUNK_SAMPLES = 1024
 _MERGED_GAP_BYTES = 1024**2
+_memory = Recycled()
+"""Of a read task, which is the only one in its process."""
 _MIXED_RATIO, _RUNS_PER_CHUNK = 2.0, 4
 
 
@@ -107,7 +110,8 @@ class Chunk:
         self.sample: NDArray[np.int64] = table["sample"].to_numpy()
         self.position: NDArray[np.int64] = table["position"].to_numpy()
         start = self._data.offset
-        self._ends = np.frombuffer(self._data.buffers()[1], np.int64)[start : start + len(self._data) + 1]
+        ends = np.frombuffer(self._data.buffers()[1], np.int64)
+        self._ends: list[int] = ends[start : start + len(self._data) + 1].tolist()
         self._body = memoryview(self._data.buffers()[2])
 
     def __len__(self) -> int:
@@ -138,7 +142,8 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 def _decode_place(chunk: Chunk, place: int, out: NDArray[np.uint8]) -> tuple[int, str]:
     """The place whose sample `out` shows now, and why it is not the wanted one."""
     reason = ""
-    for at in (*range(place, len(chunk)), *range(place)):
+    for step in range(len(chunk)):
+        at = (place + step) % len(chunk)
         try:
             images.decode_into(chunk.data(at), out)
             return at, reason
@@ -213,7 +218,8 @@ class ChunkReader:
         for start, stop in itertools.pairwise(bounds):
             first = int(offset[start])
             length = int(offset[stop - 1] + size[stop - 1]) - first
-            data = memoryview(storage.read_range(self.index.shard_url(shards[start]), first, length))
+            data = _memory.take(length).data
+            storage.read_into(self.index.shard_url(shards[start]), first, data)
             for row in range(start, stop):
                 yield data[offset[row] - first : offset[row] - first + size[row]]
 
@@ -221,7 +227,7 @@ class ChunkReader:
 def _gather(files: list[memoryview], place: NDArray[np.int64]) -> pa.Array:
     """files[place] as one large_binary array, by one copy."""
     ends = np.cumsum([0, *(len(files[at]) for at in place)])
-    body = memoryview(bytearray(int(ends[-1])))
+    body = _memory.take(int(ends[-1])).data
     for at, start in zip(place.tolist(), ends.tolist(), strict=False):
         body[start : start + len(files[at])] = files[at]
     return pa.LargeBinaryArray.from_buffers(
@@ -238,9 +244,9 @@ def decodes_in_tasks(config: FeedConfig, file_bytes: float, pixel_bytes: int) ->
 
 
 def default_steps_per_group(num_samples: int, batch_size: int, num_lanes: int, sample_bytes: float) -> int:
-    """k: a chunk ≤ 64 MB, ≤ 1024 samples and ≤ the dataset, a group ≤ 256 MB, at least one step.
+    """k: a chunk ≤ 64 MB, ≤ 1024 samples and ≤ the dataset, a group ≤ 128 MB, at least one step.
 
-    `sample_bytes` is the size of a sample in the form in which chunks hold it.
+    Two groups are held, one served and one arriving. `sample_bytes` is a sample's size in the form they hold.
     """
     lane_size = batch_size // num_lanes
     chunk_samples = min(_CHUNK_SAMPLES, num_samples, int(_CHUNK_BYTES / sample_bytes))

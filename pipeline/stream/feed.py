@@ -8,9 +8,8 @@ import time
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray.data
-from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
+from ray.data import DataContext, ExecutionOptions
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -21,7 +20,7 @@ from ray.train import DataConfig
 
 from pipeline.stream.chunk import ChunkReader
 
-_REST_SEC, _SPIN_SEC = 0.02, 0.005
+_REST_SEC, _SPIN_SEC = 0.05, 0.005
 _NUMBERS_A_BLOCK = 10_000
 _NUMBERS_WAITING = 256
 
@@ -45,32 +44,37 @@ def plan_dataset(reader: ChunkReader, first_chunk: int, num_chunks: int) -> ray.
 def _chunk_numbers(first_chunk: int, num_chunks: int) -> ray.data.Dataset:
     """One chunk number a block.
 
-    A block for each from the start costs 1.4 ms apiece before the first read. One task that cuts blocks of 10,000
-    takes none of the CPUs, and makes numbers only as they are needed (see `_FewNumbersWait`): the first batch of a
-    plan of 488,000 chunks comes as soon as that of a short one.
+    A block for each from the start costs 1.4 ms apiece before the first read. Here one task cuts blocks of 10,000 into
+    single numbers as they are needed (see `_FewNumbersWait`), so that the first batch of a plan of 488,000 chunks comes
+    as soon as that of a short one.
     """
     last = first_chunk + num_chunks
     numbers = [np.arange(n, min(n + _NUMBERS_A_BLOCK, last)) for n in range(first_chunk, last, _NUMBERS_A_BLOCK)]
-    # `repartition` has no settings of its own; fused with a map it takes the map's.
-    passed_on = ray.data.from_numpy(numbers).map_batches(
-        _same, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(size=1)
-    )
-    return passed_on.repartition(target_num_rows_per_block=1)
-
-
-def _same(numbers: pa.Table) -> pa.Table:
-    return numbers
+    single = ray.data.from_numpy(numbers).repartition(target_num_rows_per_block=1)
+    # It waits most of the time, and with the one free CPU of a small machine nothing would be left to read with.
+    # `repartition` has no argument for it.
+    single._logical_plan.dag.ray_remote_args["num_cpus"] = 0
+    return single
 
 
 class _FewNumbersWait(BackpressurePolicy):
-    """Lets only so many chunk numbers wait for a read task. By bytes, the measure of Ray's own policies, all of a plan
-    would: half a million blocks on the driver, each a cost before it is needed.
+    """Lets one task count, and only so many chunk numbers wait for a read task.
+
+    By bytes, the measure of Ray's own policies, all of a plan would wait: half a million blocks on the driver, each a
+    cost before it is needed.
     """
 
+    def can_add_input(self, op: Any) -> bool:
+        return not _counts(op) or op.num_active_tasks() == 0
+
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-        first = not any(above.input_dependencies for above in op.input_dependencies)
         waiting = sum(self._topology[below].total_enqueued_input_blocks() for below in op.output_dependencies)
-        return 0 if first and waiting >= _NUMBERS_WAITING else None
+        return 0 if _counts(op) and waiting >= _NUMBERS_WAITING else None
+
+
+def _counts(op: Any) -> bool:
+    """Whether it is the operator that cuts blocks of numbers: the one right behind the input."""
+    return bool(op.input_dependencies) and not any(above.input_dependencies for above in op.input_dependencies)
 
 
 class _Pace(ExecutionCallback):

@@ -98,10 +98,10 @@ def test_only_so_many_batches_are_made_ahead_and_the_threads_end(tmp_path: Path,
     batches = rank_batches(blocks(), reader, 0, 0, 1, 2)
     next(batches)
     time.sleep(0.5)
-    # One batch taken, STEPS_AHEAD ready, one more in the thread's hands; a group is 4 chunks.
-    assert len(drawn) <= 4 * (STEPS_AHEAD + 2)
+    # One batch taken, STEPS_AHEAD ready, and a group, of 4 chunks, fetched ahead of them.
+    assert len(drawn) <= 4 * (1 + STEPS_AHEAD + 1)
     batches.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before

@@ -42,7 +42,7 @@ def test_ray_keeps_the_order_and_the_blocks_whole(
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("victim", ["MapBatches(_same)", "MapBatches(ChunkReader)"])
+@pytest.mark.parametrize("victim", ["StreamingRepartition", "MapBatches(ChunkReader)"])
 def test_a_killed_worker_costs_no_sample_and_no_order(tmp_path: Path, victim: str) -> None:
     """The worker that reads, and the one that counts, are killed while the rank takes batches."""
     reader = reader_of(str(tmp_path), in_tasks=False)
