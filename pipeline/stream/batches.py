@@ -79,7 +79,7 @@ class _Unfinished:
     lanes: Sequence[_Lane]
     image: NDArray[np.uint8]
     jobs: Sequence[Future[tuple[NDArray[np.int64], list[str]]]]
-    """Of a lane after another: places shown and reasons; none where tasks decoded."""
+    """Of one share of the rows after another: places shown and reasons; none where tasks decoded."""
 
     def result(self) -> Batch:
         """Wait for the rows. Raises what a decoding thread raised."""
