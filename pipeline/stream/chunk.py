@@ -162,10 +162,10 @@ class ChunkReader:
     in_tasks: bool
     """Decode here; else beside the trainer."""
 
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        """A block of one chunk number → the block of that chunk."""
+    def __call__(self, numbers: pa.Table, first_chunk: int = 0) -> pa.Table:
+        """A block of one number, of a chunk counted from `first_chunk` → the block of that chunk."""
         (number,) = numbers.column(0).to_pylist()
-        table = self.read(number)
+        table = self.read(first_chunk + number)
         return self.decoded(table) if self.in_tasks else table
 
     def read(self, number: int) -> pa.Table:

@@ -21,7 +21,7 @@ from ray.train import DataConfig
 from pipeline.stream.chunk import ChunkReader
 
 _REST_SEC, _SPIN_SEC = 0.05, 0.005
-_NUMBERS_A_BLOCK = 10_000
+_DIRECT_CHUNKS, _NUMBERS_A_BLOCK = 2000, 10_000
 _NUMBERS_WAITING = 256
 
 
@@ -37,19 +37,23 @@ def plan_dataset(reader: ChunkReader, first_chunk: int, num_chunks: int) -> ray.
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # so that a bad dataset is told in its own words
     context.custom_execution_callback_classes = [_Pace]
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, _FewNumbersWait])
-    return _chunk_numbers(first_chunk, num_chunks).map_batches(reader, batch_size=None, batch_format="pyarrow")
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, *([_FewNumbersWait] if num_chunks > _DIRECT_CHUNKS else [])]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    return _chunk_numbers(num_chunks).map_batches(
+        reader, batch_size=None, batch_format="pyarrow", fn_kwargs={"first_chunk": first_chunk}
+    )
 
 
-def _chunk_numbers(first_chunk: int, num_chunks: int) -> ray.data.Dataset:
+def _chunk_numbers(num_chunks: int) -> ray.data.Dataset:
     """One chunk number a block.
 
-    A block for each from the start costs 1.4 ms apiece before the first read. Here one task cuts blocks of 10,000 into
-    single numbers as they are needed (see `_FewNumbersWait`), so that the first batch of a plan of 488,000 chunks comes
-    as soon as that of a short one.
+    A block for each from the start costs 1.4 ms apiece before the first read. For a long plan one task cuts blocks of
+    10,000 into single numbers as they are needed (see `_FewNumbersWait`), so that the first batch of 488,000 chunks
+    comes as soon as that of a few.
     """
-    last = first_chunk + num_chunks
-    numbers = [np.arange(n, min(n + _NUMBERS_A_BLOCK, last)) for n in range(first_chunk, last, _NUMBERS_A_BLOCK)]
+    if num_chunks <= _DIRECT_CHUNKS:
+        return ray.data.range(num_chunks, override_num_blocks=num_chunks)
+    numbers = [np.arange(n, min(n + _NUMBERS_A_BLOCK, num_chunks)) for n in range(0, num_chunks, _NUMBERS_A_BLOCK)]
     single = ray.data.from_numpy(numbers).repartition(target_num_rows_per_block=1)
     # It waits most of the time, and with the one free CPU of a small machine nothing would be left to read with.
     # `repartition` has no argument for it.
