@@ -1,4 +1,4 @@
-"""Decoding every kind of file to upright 8-bit pixels, resizing without aliasing, and exact PNG."""
+"""Decoding every kind of file to upright 8-bit pixels, resizing without aliasing."""
 
 import contextlib
 import io
@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from isal import igzip_lib
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline import images, pillow
+from pipeline import images
 from pipeline.images import ImageError, Pixels
 from tests.fuzz.image_corpus import (
     bitfield_bmp,
@@ -32,16 +30,6 @@ def _noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
 
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
-
-
-@given(hnp.arrays(np.uint8, shapes))
-def test_png_is_read_back_by_pillow_and_by_us(pixels: Pixels) -> None:
-    data = images.encode(pixels, "png", 95)
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.mode == ("L" if pixels.shape[2] == 1 else "RGB")
-        assert np.array_equal(np.asarray(image).reshape(pixels.shape), pixels)
-    assert np.array_equal(images.decode(data, channels=pixels.shape[2]).pixels, pixels)
-    assert images.encode(pixels, "png", 1) == data
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
@@ -251,7 +239,7 @@ def test_a_cut_file_is_never_taken_for_whole(name: str) -> None:
 
 
 def _hostile() -> list[tuple[type[BaseException], bytes]]:
-    """What Pillow and isal raise, each with an input that makes them."""
+    """What Pillow raises, each with an input that makes them."""
     whole = {file.name: file.data for file in files()}
     signature, end = whole["png-pillow-L"][:8], png_chunk(b"IEND", b"")
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0))
@@ -268,7 +256,7 @@ def _hostile() -> list[tuple[type[BaseException], bytes]]:
         (IndexError, gif[: second + 1]),  # within the next frame's header
         (OverflowError, _retold(whole["tiff-big"], 273, "<HQQ", 16, 1, 2**63)),
         (struct.error, gif[: second + 11]),
-        (igzip_lib.IsalError, signature + header + broken + end),
+        (OSError, signature + header + broken + end),
         (Image.DecompressionBombError, signature + huge + broken + end),
         (UserWarning, _retold(tiff(grey), 273, "<HI", 4, 10**6)),
         (UnidentifiedImageError, b"GIF89a"),
@@ -341,18 +329,3 @@ def test_fits() -> None:
 
 def test_encoder_names_its_version() -> None:
     assert [images.encoder(f).split()[0] for f in ("png", "jpeg", "webp")] == ["png-up", "simplejpeg", "pillow"]
-
-
-@given(hnp.arrays(np.uint8, shapes), st.data())
-def test_the_fast_png_path_is_pillows(pixels: Pixels, data: st.DataObject) -> None:
-    """What we write takes the fast path and shows the same pixels; a flipped bit never passes it."""
-    coded = images.encode(pixels, "png", 100)
-    channels = pixels.shape[2]
-    fast = images._decode_plain_png(coded, channels)
-    assert fast is not None
-    assert np.array_equal(fast, pixels)
-    assert np.array_equal(pillow.decode(coded, channels)[0], pixels)
-    assert images._decode_plain_png(coded, 4 - channels) is None
-    place = data.draw(st.integers(0, len(coded) - 1))
-    damaged = coded[:place] + bytes([coded[place] ^ 1]) + coded[place + 1 :]
-    assert images._decode_plain_png(damaged, channels) is None
