@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.data import ExecutionOptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
@@ -20,7 +20,7 @@ from pipeline import storage
 from pipeline.errors import InputError, RetryableError
 from pipeline.stream.batches import Batch, rank_batches
 from pipeline.stream.chunk import ChunkReader
-from pipeline.stream.feed import data_config, plan_dataset
+from pipeline.stream.feed import NUM_RANKS, plan_dataset, rank_blocks
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.loop import Outlets, RunSpec, World
@@ -125,7 +125,7 @@ def fit(
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=1),
         ),
         datasets={"train": _DatasetFromLastCheckpoint(spec, reader, board)},
-        dataset_config=data_config(),
+        dataset_config=Shares(),
     )
     with _Watcher(board, on_progress):
         try:
@@ -169,6 +169,21 @@ def _plain(error: ray.train.TrainingFailedError, workers: Workers) -> Exception:
 
 def _resources(workers: Workers) -> dict[str, float]:
     return {"CPU": workers.cpus} | ({"GPU": 1} if workers.use_gpu else {})
+
+
+class Shares(ray.train.DataConfig):
+    """Ray Train's splitter with the order kept; its default would overwrite the context's execution options."""
+
+    def __init__(self) -> None:
+        super().__init__(execution_options=ExecutionOptions(preserve_order=True))
+
+    def configure(
+        self, datasets: Mapping[str, ray.data.Dataset], world_size: int, *args: Any, **more: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """A share for each rank, and word to the feed's segments of how many there are."""
+        for dataset in datasets.values():
+            dataset.context.set_config(NUM_RANKS, world_size)
+        return super().configure(datasets, world_size, *args, **more)
 
 
 class _DatasetFromLastCheckpoint:
@@ -228,7 +243,8 @@ def _train(spec: RunSpec, reader: ChunkReader, workers: Workers, board: Any) -> 
 
     start: Checkpoint | None = ray.get(board.start.remote())
     first = spec.data_step(start.cur_nimg if start else 0)
-    batches = rank_batches(_blocks(), reader, first, rank, size, workers.decode_threads)
+    blocks = rank_blocks(ray.train.get_dataset_shard("train"))
+    batches = rank_batches(blocks, reader, first, rank, size, workers.decode_threads)
     with _Watchdog(board, workers) as watchdog:
         outlets = Outlets(progress=progress, report=lambda stats: ray.train.report(dict(stats)))
         loop.run(spec, world, start, watchdog.watch(batches), outlets)
@@ -240,12 +256,6 @@ def _wrap(network: nn.Module) -> nn.Module:
         network, parallel_strategy_kwargs={"forward_sync_buffers": False}
     )
     return wrapped
-
-
-def _blocks() -> Iterator[pa.Table]:
-    """The blocks dealt to this rank, one whole block at a time."""
-    shard = ray.train.get_dataset_shard("train")
-    return iter(shard.iter_batches(batch_size=None, prefetch_batches=2, batch_format="pyarrow"))
 
 
 class _Watchdog:

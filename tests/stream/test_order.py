@@ -85,8 +85,7 @@ def test_a_plan_started_at_any_step_covers_the_rest(plan: OrderPlan, first: int,
     needed = {n for step in range(first, last + 1) for n in plan.group_chunks(step // plan.steps_per_group)}
     assert needed <= set(chunks)
     assert plan.first_chunk(first) % plan.num_lanes == 0
-    # A margin of one group: the splitter equalises only at the end of its input.
-    assert max(needed) + plan.num_lanes == chunks[-1]
+    assert max(needed) + plan.num_lanes == chunks[-1]  # a group more, which ranks draw ahead
 
 
 @given(plans(), st.integers(1, 5))

@@ -20,12 +20,12 @@ from jobs.terminal import Terminal
 from jobs.train import TrainJob
 from pipeline.stream.batches import rank_batches
 from pipeline.stream.chunk import ChunkReader, FeedConfig
-from pipeline.stream.feed import data_config, plan_dataset
+from pipeline.stream.feed import plan_dataset, rank_blocks
 from pipeline.train.loop import TrainConfig
-from pipeline.train.ray_train import WorkersConfig, fit_workers
+from pipeline.train.ray_train import Shares, WorkersConfig, fit_workers
 from tests.benchmarks.ingest.measure import Batch, Spec, print_result, steady_rate
 
-_LONG_PLAN_CHUNKS = 488_000
+_LONG_PLAN_CHUNKS = 488_000  # r3gan-cifar10's whole run
 _SETTLE_SEC = 3.0
 _MB = 1e6
 
@@ -40,33 +40,29 @@ def _steady(spec: Spec) -> dict[str, Any]:
     """Images a second."""
     reader = _open(spec)
     _start_ray()
-    worker = _start_worker(reader, -(-spec.num_images // spec.batch_size))
-    default = dataclasses.replace(spec, contender="ganymede+auto")
+    worker = _start_worker(reader)
     return {
         **ray.get(worker.steady.remote(spec)),
-        "is_default": _open(default).in_tasks == reader.in_tasks,
+        "is_default": _decode(spec) == FeedConfig().decode,
     }
 
 
 def _first_batch(spec: Spec) -> dict[str, Any]:
-    """Seconds from `ray.init` to the first batch, of a plan of one pass."""
-    return _time_first_batch(spec, None)
+    """Seconds from `ray.init` to the first batch of a run."""
+    return _time_first_batch(spec, 0)
 
 
 def _long_plan(spec: Spec) -> dict[str, Any]:
-    """The same of a plan of 488,000 chunks."""
+    """The same of a run resumed after 488,000 chunks; a plan has no length to wait for."""
     return _time_first_batch(spec, _LONG_PLAN_CHUNKS)
 
 
-def _time_first_batch(spec: Spec, num_chunks: int | None) -> dict[str, Any]:
+def _time_first_batch(spec: Spec, done_chunks: int) -> dict[str, Any]:
     asked = time.perf_counter()
     _start_ray()
     started = time.perf_counter()
     reader = _open(spec)
-    steps = spec.num_samples // spec.batch_size
-    if num_chunks:
-        steps = (num_chunks // reader.plan.num_lanes - 1) * reader.plan.steps_per_group
-    worker = _start_worker(reader, steps)
+    worker = _start_worker(reader, done_chunks // reader.plan.num_lanes * reader.plan.steps_per_group)
     ray.get(worker.take.remote(1))
     return {"first_batch_sec": time.perf_counter() - started, "ray_init_sec": started - asked}
 
@@ -81,7 +77,7 @@ def _growth(spec: Spec) -> dict[str, Any]:
     reader = _open(spec)
     steps_per_pass = -(-spec.num_samples // spec.batch_size)
     passes = spec.num_images // spec.num_samples
-    worker = _start_worker(reader, steps_per_pass * passes)
+    worker = _start_worker(reader)
     ray.get(worker.take.remote(2 * steps_per_pass))
     before = _memory_mb()
     ray.get(worker.take.remote((passes - 2) * steps_per_pass))
@@ -97,32 +93,34 @@ def _start_ray() -> None:
 
 def _open(spec: Spec) -> ChunkReader:
     """The reader that a training run of this dataset with this batch size has, of its first samples if so told."""
-    decode = cast(Literal["auto", "tasks", "trainer"], spec.contender.partition("+")[2])
     job = TrainJob(
         dataset=spec.url,
         out="",
         train=TrainConfig(batch_size=spec.batch_size),
-        feed=FeedConfig(decode=decode),
+        feed=FeedConfig(decode=_decode(spec)),
     )
     _, reader = jobs.train._open(job, spec.url)
     return dataclasses.replace(reader, plan=dataclasses.replace(reader.plan, num_samples=spec.num_samples))
 
 
-def _start_worker(reader: ChunkReader, num_steps: int) -> Any:
+def _decode(spec: Spec) -> Literal["trainer", "tasks"]:
+    return cast(Literal["trainer", "tasks"], spec.contender.partition("+")[2])
+
+
+def _start_worker(reader: ChunkReader, first_step: int = 0) -> Any:
     """The actor, with its share of the cluster and of the data, as Ray Train deals them to one worker."""
     workers = fit_workers(WorkersConfig(), reader.plan.num_lanes, ray.cluster_resources())
-    dataset = plan_dataset(reader, 0, reader.plan.num_chunks(0, num_steps))
-    (shares,) = data_config().configure({"train": dataset}, 1, None, None)
+    dataset = plan_dataset(reader, reader.plan.first_chunk(first_step), _LONG_PLAN_CHUNKS)
+    (shares,) = Shares().configure({"train": dataset}, 1, None, None)
     actor = ray.remote(num_cpus=workers.cpus)(_Worker)
-    return actor.remote(shares["train"], reader, workers.decode_threads)
+    return actor.remote(shares["train"], reader, first_step, workers.decode_threads)
 
 
 class _Worker:
     """Takes batches and drops them."""
 
-    def __init__(self, share: Any, reader: ChunkReader, decode_threads: int) -> None:
-        blocks = iter(share.iter_batches(batch_size=None, prefetch_batches=2, batch_format="pyarrow"))
-        self._batches = rank_batches(blocks, reader, 0, 0, 1, decode_threads)
+    def __init__(self, share: Any, reader: ChunkReader, first_step: int, decode_threads: int) -> None:
+        self._batches = rank_batches(rank_blocks(share), reader, first_step, 0, 1, decode_threads)
 
     def take(self, count: int) -> None:
         """Wait for so many batches."""
