@@ -144,12 +144,10 @@ def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
 
 def _reader(job: TrainJob, index: IndexReader, shape: ImageShape, label_run_ratio: float) -> ChunkReader:
     """What read tasks do for a run: all of it follows from the dataset and the settings, none from the cluster."""
-    train, pixel_bytes = job.train, shape.resolution**2 * shape.channels
+    train, in_tasks = job.train, job.feed.decode == "tasks"
     file_bytes = float(np.mean(index.rows(0, min(_MEASURED_SAMPLES, index.num_samples))["size"].to_numpy()))
-    in_tasks = chunk.decodes_in_tasks(job.feed, file_bytes, pixel_bytes)
-    steps_per_group = chunk.default_steps_per_group(
-        index.num_samples, train.batch_size, train.num_lanes, pixel_bytes if in_tasks else file_bytes
-    )
+    sample_bytes = shape.resolution**2 * shape.channels if in_tasks else file_bytes
+    steps_per_group = chunk.default_steps_per_group(index.num_samples, train.batch_size, train.num_lanes, sample_bytes)
     chunk_size = steps_per_group * train.batch_size // train.num_lanes
     plan = OrderPlan(
         num_samples=index.num_samples,

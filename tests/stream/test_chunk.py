@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import storage
+from pipeline import images, storage
 from pipeline.config import ConfigError
 from pipeline.stream.chunk import (
     BadDataError,
     Chunk,
     Decoder,
     FeedConfig,
-    decodes_in_tasks,
     default_runs_per_chunk,
     default_steps_per_group,
 )
@@ -68,17 +67,28 @@ def test_a_corrupt_sample_is_replaced_and_said(tmp_path: Path, in_tasks: bool) -
     wanted = samples[[0, 1, 4, 4, 4, 0]]
     table = reader.read(5)
     pixels = np.empty((6, 16, 16, 1), np.uint8)
-    shown, reasons = reader.decoder.decode(Chunk(table), range(6), pixels)
+    replaced = reader.decoder.decode(Chunk(table), range(6), pixels)
     assert np.array_equal(pixels, planned(wanted))
-    assert np.array_equal(samples[shown], wanted)
-    assert [bool(reason) for reason in reasons] == [False, False, True, True, False, True]
-    assert f"{samples[2]:09d}: cannot decode" in reasons[2]
+    assert {row: place for row, (place, _) in replaced.items()} == {2: 4, 3: 4, 5: 0}
+    assert all(f"{samples[row]:09d}: cannot decode" in reason for row, (_, reason) in replaced.items())
     if in_tasks:
         got = Chunk(block(reader, 5))
         assert np.array_equal(got.pixels((16, 16, 1)), planned(wanted))
         assert np.array_equal(got.label, wanted % 2)
         assert np.array_equal(got.sample, wanted)
-        assert got.reasons(range(6)) == [reason for reason in reasons if reason]
+        assert got.reasons(range(6)) == [reason for _, reason in replaced.values()]
+
+
+def test_a_bad_sample_is_tried_as_a_replacement_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of(str(tmp_path), in_tasks=False)
+    samples = reader.plan.chunk(5)
+    damage(tmp_path, *map(int, samples[:5]))
+    tried = []
+    decode_into = images.decode_into
+    monkeypatch.setattr(images, "decode_into", lambda data, out: (tried.append(1), decode_into(data, out)))
+    replaced = reader.decoder.decode(Chunk(reader.read(5)), range(6), np.empty((6, 16, 16, 1), np.uint8))
+    assert [place for place, _ in replaced.values()] == [5] * 5
+    assert len(tried) == 6 + 4 + 5  # each by itself, the four neighbours of the first, and the good one five times
 
 
 def test_a_chunk_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
@@ -132,11 +142,7 @@ def test_default_group_sizes() -> None:
     assert default_steps_per_group(3, 64, 8, 1024) == 1
 
 
-def test_who_decodes_by_default() -> None:
-    assert not decodes_in_tasks(FeedConfig(), 20_000, 256 * 256 * 3)
-    assert decodes_in_tasks(FeedConfig(), 2500, 32 * 32 * 3)
-    assert decodes_in_tasks(FeedConfig(decode="tasks"), 20_000, 256 * 256 * 3)
-    assert not decodes_in_tasks(FeedConfig(decode="trainer"), 2500, 32 * 32 * 3)
+def test_a_shift_is_not_negative() -> None:
     with pytest.raises(ConfigError, match="crop_px"):
         FeedConfig(crop_px=-1)
 

@@ -32,8 +32,8 @@ class Bench:
         self._cache, self._only = cache, only
         self._rounds = 1 if quick else 3
         self._passes, self._pass_samples = (4, 512) if quick else (50, 2048)
-        self._warmup_sec, self._window_sec = (1.0, 1.0) if quick else (4.0, 20.0)
-        self._probe_sec = 1.0 if quick else 8.0
+        self._warmup_sec, self._window_sec = (1.0, 1.0) if quick else (3.0, 12.0)
+        self._probe_sec = 1.0 if quick else 4.0
         self.failures: list[str] = []
         """Contenders without a result, and why."""
 
@@ -84,7 +84,7 @@ class Bench:
         found = []
         for _ in range(self._rounds if self._wanted(mode) else 0):
             with self._failing(f"{mode} {case.name}"):
-                spec = self._spec("ganymede+auto", case, str(case.folder(self._cache)), 1)
+                spec = self._spec("ganymede+trainer", case, str(case.folder(self._cache)), 1)
                 result = self._run(_ours(mode), spec, {})
                 found.append(result["first_batch_sec"])
                 say(f"{mode}: {case.name}: {found[-1]:.2f} s, after {result['ray_init_sec']:.2f} s of ray.init")
@@ -94,7 +94,9 @@ class Bench:
         """MB over the passes."""
         with self._failing("growth"):
             if self._wanted("growth"):
-                spec = self._spec("ganymede+auto", case, str(case.folder(self._cache)), 1, samples=self._pass_samples)
+                spec = self._spec(
+                    "ganymede+trainer", case, str(case.folder(self._cache)), 1, samples=self._pass_samples
+                )
                 result = self._run(_ours("growth"), spec, {})
                 say(f"growth: from {result['before']} MB to {result['after']} MB over {result['passes']} passes")
                 return round(result["growth_mb"], 1)

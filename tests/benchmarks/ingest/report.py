@@ -19,7 +19,7 @@ class Row:
     rates: Sequence[float]
     """Images a second, one a round."""
     is_default: bool = False
-    """Of ours: what `decode = auto` chooses."""
+    """Of ours: decodes where `FeedConfig` does unless told otherwise."""
 
     @property
     def rate(self) -> float:
