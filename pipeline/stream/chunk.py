@@ -223,7 +223,7 @@ class ChunkReader:
         shards = rows["shard"].to_numpy()
         offset, size = (rows[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
         gap = offset[1:] - (offset[:-1] + size[:-1])
-        apart = (gap < 0) | (gap > _MERGED_GAP_BYTES) | (shards[1:] != shards[:-1])
+        apart = (gap > _MERGED_GAP_BYTES) | (shards[1:] != shards[:-1])
         first = np.concatenate([[0], np.flatnonzero(apart) + 1])
         last = np.concatenate([first[1:], [len(rows)]]) - 1
         lengths = offset[last] + size[last] - offset[first]

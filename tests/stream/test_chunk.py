@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,16 +80,31 @@ def test_a_corrupt_sample_is_replaced_and_said(tmp_path: Path, in_tasks: bool) -
         assert got.reasons(range(6)) == [reason for _, reason in replaced.values()]
 
 
-def test_a_bad_sample_is_tried_as_a_replacement_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("bad", "shown", "tries"),
+    # Each place by itself, then the neighbours of the first bad one, then the good one for each of the other four.
+    [((0, 1, 2, 3, 4), [5] * 5, 6 + 5 + 4), ((0, 5), [1, 1], 6 + 1 + 1)],
+)
+def test_a_bad_sample_is_tried_as_a_replacement_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], shown: list[int], tries: int
+) -> None:
     reader = reader_of(str(tmp_path), in_tasks=False)
-    samples = reader.plan.chunk(5)
-    damage(tmp_path, *map(int, samples[:5]))
+    damage(tmp_path, *map(int, reader.plan.chunk(5)[list(bad)]))
     tried = []
     decode_into = images.decode_into
+    monkeypatch.setattr(images, "decode_plain", lambda files, _: range(len(files)))
     monkeypatch.setattr(images, "decode_into", lambda data, out: (tried.append(1), decode_into(data, out)))
     replaced = reader.decoder.decode(Chunk(reader.read(5)), range(6), np.empty((6, 16, 16, 1), np.uint8))
-    assert [place for place, _ in replaced.values()] == [5] * 5
-    assert len(tried) == 6 + 4 + 5  # each by itself, the four neighbours of the first, and the good one five times
+    assert [place for place, _ in replaced.values()] == shown
+    assert len(tried) == tries
+
+
+def test_a_chunk_is_found_within_a_larger_table(tmp_path: Path) -> None:
+    reader = reader_of(str(tmp_path), in_tasks=True)
+    both = pa.concat_tables([block(reader, 4), block(reader, 5)])
+    for table in (both, both.combine_chunks()):
+        chunk = Chunk(table.slice(6, 6))
+        assert np.array_equal(chunk.pixels((16, 16, 1)), planned(reader.plan.chunk(5)))
 
 
 def test_a_chunk_without_a_good_sample_is_an_error(tmp_path: Path) -> None:
