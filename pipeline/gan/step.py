@@ -15,8 +15,8 @@ from pipeline.gan import losses, schedules
 class StepConfig:
     """Loss, optimisers, precision and averaging."""
 
-    loss: losses.LossName = "non_saturating"
-    """What G minimises: minimax or non_saturating."""
+    loss: Literal["minimax", "non_saturating", "hinge", "least_squares"] = "non_saturating"
+    """What D and G minimise; see losses.py."""
     g_lr: float = 2e-4
     """Adam's learning rate for G."""
     d_lr: float = 2e-4
@@ -88,7 +88,7 @@ def _d_phase(nets: Networks, rows: Rows, config: StepConfig, scale: float) -> di
     with _precision(config, rows.real_img.device):
         real_logits = nets.D_trained(rows.real_img, rows.label)
         gen_logits = nets.D_trained(gen_img, rows.label)
-    loss = losses.d_loss(real_logits, gen_logits)
+    loss = losses.d_loss(config.loss, real_logits, gen_logits)
     (loss * scale).backward()  # type: ignore[no-untyped-call]
     nets.D_opt.step()
     return {

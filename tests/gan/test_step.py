@@ -75,6 +75,7 @@ def test_the_scale_makes_a_global_mean() -> None:
     def gradient(part: slice, scale: float) -> list[torch.Tensor]:
         nets.D.zero_grad()
         loss = step.losses.d_loss(
+            "non_saturating",
             nets.D(both.real_img[part], both.label[part]),
             nets.D(nets.G(both.d_z[part], both.label[part]).detach(), both.label[part]),
         )

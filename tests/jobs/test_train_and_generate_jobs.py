@@ -53,7 +53,7 @@ def data(tmp_path: Path) -> str:
         (["--train.total-kimg", "-1"], "total_kimg must be above 0"),
         (["--train.batch-size", "10"], "not a multiple of num_lanes"),
         (["--network.name", "biggan"], "dcgan"),
-        (["--step.loss", "hinge"], "non_saturating"),
+        (["--step.loss", "wgan"], "non_saturating"),
     ],
 )
 def test_train_refuses(
