@@ -91,7 +91,7 @@ def read_member(url: str, name: str) -> bytes:
     """A member of a zip, unpacked. Raises ItemError, SourceError."""
     try:
         return _zip(url).read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise ItemError(f"cannot unpack: {error}") from error
     except KeyError as error:
         raise SourceError(f"source {url} lost its member {name}; leave the source alone") from error

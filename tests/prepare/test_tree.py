@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.label import LabelError
-from pipeline.prepare import sources
+from pipeline.prepare import sources, tree
 from pipeline.prepare.sources import ItemError, Source, SourceError
 from tests.prepare import trees
 
@@ -102,6 +102,18 @@ def test_damaged_and_encrypted_zips(tmp_path: Path) -> None:
     (tmp_path / "locked.zip").write_bytes(data)
     with pytest.raises(SourceError, match="encrypted"):
         sources.scan(str(tmp_path / "locked.zip"))
+
+
+def test_a_zip_member_of_a_kind_that_cannot_be_unpacked_is_told(tmp_path: Path) -> None:
+    """Flag bit 5, patched data: Python opens such a zip and stumbles at the member."""
+    path = tmp_path / "patched.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat/1.png", b"123")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 0x20
+    path.write_bytes(data)
+    with pytest.raises(ItemError, match="patched"):
+        tree.read_member(str(path), "cat/1.png")
 
 
 def test_zip_member_over_the_cap_is_one_bad_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
