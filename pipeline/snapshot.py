@@ -19,7 +19,6 @@ from pipeline import storage
 from pipeline.config import ConfigError, canonical_json, from_dict, to_dict
 from pipeline.errors import InputError
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
-from pipeline.gan.networks.dcgan import Discriminator, Generator
 
 FORMAT = 1
 _CONFIG = "config.json"
@@ -54,8 +53,8 @@ class Snapshot:
 
     digest: str
     config: SnapshotConfig
-    G_ema: Generator
-    D: Discriminator
+    G_ema: torch.nn.Module
+    D: torch.nn.Module
 
 
 def save(run_url: str, config: SnapshotConfig, G_ema: torch.nn.Module, D: torch.nn.Module) -> str:

@@ -1,11 +1,12 @@
 """The DCGAN networks: shapes, ranges, conditioning, initial weights."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
-from pipeline.gan.networks.dcgan import stage_widths
+from pipeline.gan.networks.build import ImageShape, NetworkConfig, assemble, build
 from pipeline.gan.pixels import to_network, to_pixels
 from pipeline.gan.sample import sample
 
@@ -25,9 +26,23 @@ def test_shapes_at_every_supported_size(resolution: int, channels: int, num_clas
     assert D(images, label).shape == (2,)
 
 
-def test_widths_double_downwards_to_the_cap() -> None:
-    assert stage_widths(64, 64, 512) == [512, 256, 128, 64]
-    assert stage_widths(128, 64, 512) == [512, 512, 256, 128, 64]
+@pytest.mark.parametrize(("resolution", "wanted"), [(64, [512, 256, 128, 64]), (128, [512, 512, 256, 128, 64])])
+def test_widths_double_downwards_to_the_cap(resolution: int, wanted: list[int]) -> None:
+    with torch.device("meta"):
+        G, _ = assemble(NetworkConfig(), ImageShape(resolution=resolution, channels=3, num_classes=0))
+    widths = [module.out_channels for module in G.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert widths == [*wanted, 3]
+
+
+def test_depth_adds_convolutions_that_keep_the_size() -> None:
+    shape = ImageShape(resolution=32, channels=1, num_classes=2)
+    for depth in (1, 2, 3):
+        for network in build(dataclasses.replace(SMALL, depth=depth), shape, seed=0):
+            flat = [module for module in network.modules() if getattr(module, "kernel_size", None) == (3, 3)]
+            assert len(flat) == 3 * (depth - 1)
+    G, D = build(dataclasses.replace(SMALL, depth=3), shape, seed=0)
+    label = torch.tensor([0, 1])
+    assert D(G(torch.randn(2, 8), label), label).shape == (2,)
 
 
 def test_published_dcgan_64_has_its_parameter_count() -> None:

@@ -8,22 +8,36 @@ import torch
 from torch import nn
 
 from pipeline.gan.networks import r3gan
+from pipeline.gan.networks.build import assemble, shape_for
+from pipeline.gan.presets import RECIPES
 
 TINY = (48, 32, 32, 16)
 NO_LABEL = torch.zeros(2, dtype=torch.int64)
 
 
 def networks(
-    widths: Sequence[int], *, classes: int = 0, channels: int = 3, z: int = 64, g_embed: int = 64, d_embed: int = 64
+    widths: Sequence[int],
+    *,
+    classes: int = 0,
+    channels: int = 3,
+    z: int = 64,
+    g_embed: int = 64,
+    d_embed: int = 64,
+    bf16_stages: int = 9,
 ) -> tuple[r3gan.Generator, r3gan.Discriminator]:
     """G and D with initial weights."""
-    G = r3gan.Generator(
-        widths=widths, channels=channels, num_classes=classes, z_dim=z, embed_dim=g_embed, group_width=16
-    )
-    D = r3gan.Discriminator(widths=widths, channels=channels, num_classes=classes, embed_dim=d_embed, group_width=16)
+    both = {
+        "widths": widths,
+        "depth": 2,
+        "group_width": 16,
+        "bf16_stages": bf16_stages,
+        "channels": channels,
+        "num_classes": classes,
+    }
+    G = r3gan.Generator(**both, z_dim=z, embed_dim=g_embed)
+    D = r3gan.Discriminator(**both, embed_dim=d_embed)
     for seed, network in enumerate((G, D)):
-        if not next(network.parameters()).is_meta:
-            r3gan.initialise(network, torch.Generator().manual_seed(seed))
+        r3gan.initialise(network, torch.Generator().manual_seed(seed))
     return G, D
 
 
@@ -32,24 +46,20 @@ def millions(network: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    ("widths", "classes", "group_width", "embed", "wanted"),
+    ("preset", "wanted"),
     [
-        ([768] * 4, 10, 16, (64, 768), (20.78, 21.28)),
-        ([768] * 4 + [384], 0, 16, (0, 0), (22.43, 22.38)),
-        ([768] * 4 + [384, 192, 96], 0, 16, (0, 0), (23.06, 23.01)),
-        ([1536] * 4, 1000, 32, (64, 1536), (82.91, 86.55)),
-        ([1536] * 5, 1000, 32, (64, 1536), (103.57, 107.21)),
+        ("r3gan-cifar10", (20.78, 21.28)),
+        ("r3gan-ffhq64", (22.43, 22.38)),
+        ("r3gan-ffhq256", (23.06, 23.01)),
+        ("r3gan-imagenet32", (82.91, 86.55)),
+        ("r3gan-imagenet64", (103.57, 107.21)),
     ],
-    ids=["cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64"],
 )
-def test_parameter_counts_are_the_published_ones(
-    widths: list[int], classes: int, group_width: int, embed: tuple[int, int], wanted: tuple[float, float]
-) -> None:
+def test_parameter_counts_are_the_published_ones(preset: str, wanted: tuple[float, float]) -> None:
+    network, size = RECIPES[preset].network, RECIPES[preset].network.resolution
+    classes = {"r3gan-cifar10": 10, "r3gan-imagenet32": 1000, "r3gan-imagenet64": 1000}.get(preset, 0)
     with torch.device("meta"):
-        common = {"widths": widths, "channels": 3, "num_classes": classes, "group_width": group_width}
-        G = r3gan.Generator(**common, z_dim=64, embed_dim=embed[0])
-        D = r3gan.Discriminator(**common, embed_dim=embed[1])
-        size = 4 * 2 ** (len(widths) - 1)
+        G, D = assemble(network, shape_for(network, size, 3, classes))
         images = G(torch.empty(2, 64), NO_LABEL.to("meta"))
         assert images.shape == (2, 3, size, size)
         assert D(images, NO_LABEL.to("meta")).shape == (2,)
@@ -153,3 +163,17 @@ def test_double_backward_runs_and_bf16_stays_close() -> None:
     exact = D(image, NO_LABEL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.allclose(D(image, NO_LABEL), exact, atol=0.05, rtol=0.05)
+
+
+def test_the_small_stages_stay_in_float32() -> None:
+    """Of four stages two may compute in bf16: what the others give is float32 under autocast, and unrounded."""
+    G, D = networks(TINY, bf16_stages=2)
+    seen: dict[nn.Module, torch.dtype] = {}
+    for network in (G, D):
+        for stage in network.stages:
+            stage.register_forward_hook(lambda module, _, out: seen.__setitem__(module, out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        D(G(torch.randn(2, 64), NO_LABEL), NO_LABEL)
+    whole, half = torch.float32, torch.bfloat16
+    assert [seen[stage] for stage in G.stages] == [whole, whole, half, half]
+    assert [seen[stage] for stage in D.stages] == [half, half, whole, whole]

@@ -4,15 +4,12 @@ Shapes: N batch, Z latent size, K classes, R resolution, C image channels, W wid
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-
-def stage_widths(resolution: int, base_width: int, max_width: int) -> list[int]:
-    """Channels of the stages from 4×4 up to half the resolution: doubling downwards from `base_width`, capped."""
-    stages = resolution.bit_length() - 3
-    return [min(max_width, base_width * 2 ** (stages - 1 - i)) for i in range(stages)]
+from pipeline.gan.precision import at_least_float32
 
 
 class Generator(nn.Module):
@@ -21,29 +18,26 @@ class Generator(nn.Module):
     z float [N, Z], label int64 [N] (ignored without classes) → float [N, C, R, R] in [-1, 1].
     """
 
-    def __init__(
-        self, *, resolution: int, channels: int, num_classes: int, z_dim: int, base_width: int, max_width: int
-    ) -> None:
+    def __init__(self, *, widths: Sequence[int], depth: int, channels: int, num_classes: int, z_dim: int) -> None:
+        """`widths` of the stages from 4×4 to half the resolution; `depth` convolutions in each, all but one of 3×3."""
         super().__init__()
-        widths = stage_widths(resolution, base_width, max_width)
         self.z_dim = z_dim
         self.embed = nn.Embedding(num_classes, z_dim) if num_classes else None
         inputs = z_dim * (2 if num_classes else 1)
         layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths[0], 4, 1, 0, bias=False)]
         for wide, narrow in itertools.pairwise(widths):
-            layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
+            layers += [*_normalised(wide, nn.ReLU(inplace=True)), *_deeper(wide, depth, nn.ReLU(inplace=True))]
             layers += [nn.ConvTranspose2d(wide, narrow, 4, 2, 1, bias=False)]
-        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)]
-        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)]
-        self.layers = nn.Sequential(*layers)
+        last = widths[-1]
+        layers += [*_normalised(last, nn.ReLU(inplace=True)), *_deeper(last, depth, nn.ReLU(inplace=True))]
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(last, channels, 4, 2, 1))
 
     def forward(self, z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """See the class."""
         if self.embed is not None:
             z = torch.cat([z, self.embed(label)], dim=1)
-        stem = z[:, :, None, None].contiguous(memory_format=torch.channels_last)
-        images: torch.Tensor = self.layers(stem)
-        return torch.tanh(images.float())
+        images: torch.Tensor = self.layers(z[:, :, None, None])
+        return torch.tanh(at_least_float32(images))
 
 
 class Discriminator(nn.Module):
@@ -54,29 +48,51 @@ class Discriminator(nn.Module):
     at the head instead let G answer each class with one image, whatever z.
     """
 
-    def __init__(self, *, resolution: int, channels: int, num_classes: int, base_width: int, max_width: int) -> None:
+    def __init__(self, *, widths: Sequence[int], depth: int, channels: int, num_classes: int) -> None:
+        """`widths` of the stages from 4×4 to half the resolution, as the generator's."""
         super().__init__()
-        widths = stage_widths(resolution, base_width, max_width)[::-1]
+        resolution = 4 * 2 ** len(widths)
         self.plane = nn.Embedding(num_classes, resolution**2) if num_classes else None
-        inputs = channels + (1 if num_classes else 0)
-        layers: list[nn.Module] = [nn.Conv2d(inputs, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        for narrow, wide in itertools.pairwise(widths):
-            layers += [nn.Conv2d(narrow, wide, 4, 2, 1, bias=False), nn.BatchNorm2d(wide)]
-            layers += [nn.LeakyReLU(0.2, inplace=True)]
+        inputs, last = channels + (1 if num_classes else 0), widths[-1]
+        layers: list[nn.Module] = [nn.Conv2d(inputs, last, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers += _deeper(last, depth, nn.LeakyReLU(0.2, inplace=True))
+        for narrow, wide in itertools.pairwise(reversed(widths)):
+            layers += [nn.Conv2d(narrow, wide, 4, 2, 1, bias=False)]
+            layers += _normalised(wide, nn.LeakyReLU(0.2, inplace=True))
+            layers += _deeper(wide, depth, nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1] * 4 * 4, 1)
+        self.head = nn.Linear(widths[0] * 4 * 4, 1)
 
     def forward(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """See the class."""
         if self.plane is not None:
             plane = self.plane(label).view(-1, 1, *image.shape[2:])
-            image = torch.cat([image, plane], dim=1).contiguous(memory_format=torch.channels_last)
+            image = torch.cat([image, plane], dim=1)
         logits: torch.Tensor = self.head(self.layers(image).flatten(1))[:, 0]
-        return logits.float()
+        return at_least_float32(logits)
 
 
-def initialise(network: nn.Module, generator: torch.Generator, *, embedding_std: float) -> None:
-    """Weights ~ N(0, 0.02), batch-norm gains ~ N(1, 0.02), biases 0, class embeddings ~ N(0, embedding_std)."""
+def _normalised(width: int, activation: nn.Module) -> list[nn.Module]:
+    return [nn.BatchNorm2d(width), activation]
+
+
+def _deeper(width: int, depth: int, activation: nn.Module) -> list[nn.Module]:
+    """The convolutions of a stage beyond the one that resamples."""
+    return [
+        layer
+        for _ in range(depth - 1)
+        for layer in (nn.Conv2d(width, width, 3, 1, 1, bias=False), *_normalised(width, activation))
+    ]
+
+
+# A class that speaks as loud as z (std 1) is all that G hears: images of a class then hardly differed (spread over z
+# 0.48 of the real images' after 80 kimg of Fashion-MNIST, against 0.80 with 0.3).
+_G_EMBEDDING_STD, _D_EMBEDDING_STD = 0.3, 1.0
+
+
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Weights ~ N(0, 0.02), batch-norm gains ~ N(1, 0.02), biases 0, embeddings ~ N(0, 0.3) in G, N(0, 1) in D."""
+    embedding_std = _G_EMBEDDING_STD if isinstance(network, Generator) else _D_EMBEDDING_STD
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

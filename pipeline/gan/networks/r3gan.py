@@ -1,20 +1,21 @@
 """R3GAN's networks: Huang et al., "The GAN is dead; long live the GAN! A modern GAN baseline" (NeurIPS 2024).
 
-Residual blocks of grouped convolutions, two at each resolution, low-pass resampling between them, no normalisation.
+Residual blocks of grouped convolutions, low-pass resampling between them, no normalisation.
 D is G mirrored. Shapes: N batch, Z latent size, K classes, E embedding size, R resolution, C image channels, W width.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.gan.precision import at_least_float32
+from pipeline.gan.networks.convolution import Conv2d, downsample, upsample
+from pipeline.gan.precision import as_autocast, at_least_float32, full_precision
 
-_SLOPE, _EXPANSION, _BLOCKS_PER_STAGE, _STEM_PX = 0.2, 2, 2, 4
+_SLOPE, _EXPANSION, _STEM_PX = 0.2, 2, 4
 
 
 class Generator(nn.Module):
@@ -25,26 +26,39 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, *, widths: Sequence[int], channels: int, num_classes: int, z_dim: int, embed_dim: int, group_width: int
+        self,
+        *,
+        widths: Sequence[int],
+        depth: int,
+        group_width: int,
+        bf16_stages: int,
+        channels: int,
+        num_classes: int,
+        z_dim: int,
+        embed_dim: int,
     ) -> None:
-        """`widths` W of the stages from 4×4 to the full resolution; `group_width` channels a group of a block."""
+        """`widths` W of the stages from 4×4 to the full resolution; `depth` blocks in each, of groups of `group_width`
+        channels. Below the `bf16_stages` largest resolutions it computes in float32, whatever autocast says.
+        """
         super().__init__()
         self.z_dim = z_dim
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         self.start = nn.Parameter(torch.empty(widths[0], _STEM_PX, _STEM_PX))
         self.scale = nn.Linear(z_dim + (embed_dim if num_classes else 0), widths[0], bias=False)
-        layers = _blocks(widths[0], group_width)
+        stages = [_blocks(widths[0], depth, group_width)]
         for before, width in itertools.pairwise(widths):
-            layers += [*_change_width(before, width), Upsample(), *_blocks(width, group_width)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], channels, 1, bias=False))
+            stages += [[*_change_width(before, width), Upsample(), *_blocks(width, depth, group_width)]]
+        stages[-1] += [Conv2d(widths[-1], channels, 1, bias=False)]
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        self.in_float32 = [index < len(widths) - bf16_stages for index in range(len(widths))]
 
     def forward(self, z: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """See the class."""
         if self.embed is not None:
             z = torch.cat([z, self.embed(label)], dim=1)
-        stem = self.start * self.scale(z)[:, :, None, None]
-        images: torch.Tensor = self.layers(stem.contiguous(memory_format=torch.channels_last))
-        return at_least_float32(images)
+        with full_precision(z):
+            stem = self.start * self.scale(z)[:, :, None, None]
+        return at_least_float32(_through(stem, self.stages, self.in_float32))
 
 
 class Discriminator(nn.Module):
@@ -55,24 +69,35 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, *, widths: Sequence[int], channels: int, num_classes: int, embed_dim: int, group_width: int
+        self,
+        *,
+        widths: Sequence[int],
+        depth: int,
+        group_width: int,
+        bf16_stages: int,
+        channels: int,
+        num_classes: int,
+        embed_dim: int,
     ) -> None:
-        """`widths` W of the stages from 4×4 to the full resolution, as the generator's."""
+        """As the generator's."""
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[-1], 1, bias=False)]
+        stages: list[list[nn.Module]] = [[Conv2d(channels, widths[-1], 1, bias=False)]]
         for width, after in itertools.pairwise(reversed(widths)):
-            layers += [*_blocks(width, group_width), Downsample(), *_change_width(width, after)]
-        layers += _blocks(widths[0], group_width)
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[0], widths[0], _STEM_PX, groups=widths[0], bias=False))
+            stages[-1] += [*_blocks(width, depth, group_width), Downsample()]
+            stages += [_change_width(width, after)]
+        stages[-1] += _blocks(widths[0], depth, group_width)
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        self.in_float32 = [index >= bf16_stages for index in range(len(widths))]
+        self.pool = Conv2d(widths[0], widths[0], _STEM_PX, groups=widths[0], bias=False)
         self.head = nn.Linear(widths[0], embed_dim if num_classes else 1, bias=False)
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
 
     def forward(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        features: torch.Tensor = self.head(self.layers(image).flatten(1))
-        if self.embed is None:
-            return at_least_float32(features[:, 0])
-        return at_least_float32(features * self.embed(label)).sum(1)
+        pixels = at_least_float32(_through(image, self.stages, self.in_float32))
+        with full_precision(image):
+            features: torch.Tensor = self.head(self.pool(pixels).flatten(1))
+            return features[:, 0] if self.embed is None else (features * self.embed(label)).sum(1)
 
 
 class Block(nn.Module):
@@ -81,9 +106,9 @@ class Block(nn.Module):
     def __init__(self, width: int, group_width: int) -> None:
         super().__init__()
         wide = width * _EXPANSION
-        self.expand = nn.Conv2d(width, wide, 1)
-        self.mix = nn.Conv2d(wide, wide, 3, padding=1, groups=wide // group_width)
-        self.shrink = nn.Conv2d(wide, width, 1, bias=False)
+        self.expand = Conv2d(width, wide, 1)
+        self.mix = Conv2d(wide, wide, 3, padding=1, groups=wide // group_width)
+        self.shrink = Conv2d(wide, width, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -93,19 +118,19 @@ class Block(nn.Module):
 
 
 class Upsample(nn.Module):
-    """×2: zeros between, then the low-pass [1, 3, 3, 1] each way with gain 4: a plane keeps its height."""
+    """float [N, W, H, H] → [N, W, 2H, 2H]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        return functional.conv_transpose2d(x, _low_pass(x) * 4, stride=2, padding=1, groups=x.shape[1])
+        return upsample(x)
 
 
 class Downsample(nn.Module):
-    """÷2: the low-pass [1, 3, 3, 1] each way, then every other pixel."""
+    """float [N, W, H, H] → [N, W, H / 2, H / 2]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        return functional.conv2d(x, _low_pass(x), stride=2, padding=1, groups=x.shape[1])
+        return downsample(x)
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
@@ -138,15 +163,19 @@ def _block_gain(num_blocks: int) -> float:
     return math.sqrt(2 / (1 + _SLOPE**2)) * float(num_blocks) ** -0.25
 
 
-def _blocks(width: int, group_width: int) -> list[nn.Module]:
-    return [Block(width, group_width) for _ in range(_BLOCKS_PER_STAGE)]
+def _through(x: torch.Tensor, stages: Iterable[nn.Module], in_float32: Iterable[bool]) -> torch.Tensor:
+    for stage, full in zip(stages, in_float32, strict=True):
+        if full:
+            with full_precision(x):
+                x = stage(at_least_float32(x))
+        else:
+            x = stage(as_autocast(x))
+    return x
+
+
+def _blocks(width: int, depth: int, group_width: int) -> list[nn.Module]:
+    return [Block(width, group_width) for _ in range(depth)]
 
 
 def _change_width(before: int, after: int) -> list[nn.Module]:
-    return [nn.Conv2d(before, after, 1, bias=False)] if before != after else []
-
-
-def _low_pass(x: torch.Tensor) -> torch.Tensor:
-    """The normalised separable filter for each channel of x: [W, 1, 4, 4], of x's type and device."""
-    row = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    return torch.outer(row, row).expand(x.shape[1], 1, 4, 4)
+    return [Conv2d(before, after, 1, bias=False)] if before != after else []

@@ -1,0 +1,50 @@
+"""Spectral norm: a weight divided by an estimate of its largest singular value.
+
+Miyato et al., "Spectral normalization for generative adversarial networks" (ICLR 2018), algorithm 1. PyTorch's own does
+the same, but under autocast in bf16, and starts from PyTorch's global random state.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from pipeline.gan.precision import full_precision
+
+_ITERATIONS_AT_START = 15
+
+
+class SpectralNorm(nn.Module):
+    """weight → weight / σ, σ = u · W v; in training each use first improves u and v by one power iteration."""
+
+    u: torch.Tensor
+    v: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        rows, columns = (torch.randn(size, generator=generator).to(weight) for size in matrix.shape)
+        self.register_buffer("u", functional.normalize(rows, dim=0))
+        self.register_buffer("v", functional.normalize(columns, dim=0))
+        for _ in range(_ITERATIONS_AT_START):
+            self._improve(matrix)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        with full_precision(weight):
+            matrix = weight.flatten(1)
+            if self.training:
+                self._improve(matrix.detach())
+            # Copies: the next use changes them in place, and a backward pass of this one may come after it.
+            return weight / torch.dot(self.u.clone(), matrix @ self.v.clone())
+
+    @torch.no_grad()
+    def _improve(self, matrix: torch.Tensor) -> None:
+        functional.normalize(matrix @ self.v, dim=0, out=self.u)
+        functional.normalize(self.u @ matrix, dim=0, out=self.v)
+
+
+def spectral_norm(module: nn.Module, generator: torch.Generator) -> None:
+    """Divide a layer's weight by its norm from now on; the first estimate depends on `generator` alone."""
+    assert isinstance(module.weight, torch.Tensor)
+    parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, generator))
