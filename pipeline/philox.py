@@ -73,6 +73,18 @@ def normals(key: Key, index: NDArray[np.int64], count: int) -> NDArray[np.float3
     return both.reshape(len(raw), -1)[:, :count].astype(np.float32)
 
 
+def uniforms(key: Key, index: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+    """`count` numbers in (0, 1) for each index, float32 [n, count]: odd multiples of 2**-24, so never 0 or 1."""
+    return ((words(key, index, count) >> np.uint64(9)) * 2 + 1).astype(np.float32) * np.float32(2.0**-24)
+
+
+def signs(key: Key, index: NDArray[np.int64], count: int) -> NDArray[np.float32]:
+    """`count` times -1 or 1 for each index, float32 [n, count]: a bit each, lowest first."""
+    raw = words(key, index, -(-count // 32)).astype("<u4")
+    bits = np.unpackbits(raw.view(np.uint8), axis=1, bitorder="little")[:, :count]
+    return bits.astype(np.float32) * 2 - 1
+
+
 def integers(key: Key, index: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
     """One integer in [0, bound) for each index, bound ≤ 2**31; the bias is below bound / 2**32."""
     assert 0 < bound <= 2**31

@@ -56,6 +56,19 @@ def test_integers_stay_in_bounds(bound: int, index: int) -> None:
     assert 0 <= philox.below(philox.stream_key(index, "b"), bound) < bound
 
 
+def test_uniforms_never_reach_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    for word, wanted in ((0, 2.0**-24), (2**32 - 1, 1 - 2.0**-24), (2**31, 0.5 + 2.0**-24)):
+        monkeypatch.setattr(philox, "words", lambda *_, word=word: np.full((1, 1), word, np.uint64))
+        assert philox.uniforms(philox.Key(0, 0), np.zeros(1, np.int64), 1)[0, 0] == np.float32(wanted)
+
+
+def test_signs_are_the_bits_of_the_words() -> None:
+    key, index = philox.stream_key(7, "signs"), np.array([3, 10**10])
+    words = philox.words(key, index, 2)
+    wanted = [[1 if int(words[row, bit // 32]) >> bit % 32 & 1 else -1 for bit in range(40)] for row in range(2)]
+    assert philox.signs(key, index, 40).tolist() == wanted
+
+
 def test_normals_are_normal() -> None:
     values = philox.normals(philox.stream_key(0, "moments"), np.arange(20_000), 10).astype(np.float64)
     # 200,000 draws: the standard errors of mean, variance and kurtosis are 0.0022, 0.0032 and 0.011; five of each.

@@ -1,4 +1,4 @@
-"""Batches on the device; to a GPU they are copied while it works on the batch before."""
+"""The device: its arithmetic, and batches on it. To a GPU they are copied while it works on the batch before."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,13 @@ from pipeline.stream.batches import Batch
 
 OnDevice = tuple[Batch, torch.Tensor, torch.Tensor]
 """A batch; its pixels uint8 NHWC and its labels int64 [n] on the device."""
+
+
+def set_up(deterministic: bool) -> None:
+    """Refuse operations whose result varies, or let cuDNN choose by measuring; float32 means float32, not TF32."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[OnDevice]:

@@ -18,6 +18,7 @@ from torch import nn
 from pipeline import philox, snapshot
 from pipeline.config import ConfigError, to_dict
 from pipeline.errors import InputError
+from pipeline.gan import augment, precision
 from pipeline.gan import step as gan_step
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.gan.pixels import to_network
@@ -27,10 +28,9 @@ from pipeline.stream.batches import Batch
 from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log, ownership
 from pipeline.train.checkpoint import Checkpoint, State
-from pipeline.train.device import OnDevice, on_device
+from pipeline.train.device import OnDevice, on_device, set_up
+from pipeline.train.noise import RowNoise
 
-REAL_BATCHES = 1
-"""R, real batches an iteration consumes: the D step's. No loss here shows reals to G."""
 _GRID_COLUMNS = 10
 _GRID_ROWS_UNLABELLED = 10
 _GRID_ROWS_MAX = 20
@@ -107,14 +107,14 @@ class RunSpec:
             "num_lanes": self.plan.num_lanes,
             "chunk_size": self.plan.chunk_size,
             "runs_per_chunk": self.plan.runs_per_chunk,
-            "real_batches": REAL_BATCHES,
+            "real_batches": self.step.real_batches,
             "dataset_digest": self.dataset_digest,
             "network": to_dict(self.network),
         }
 
     def data_step(self, cur_nimg: int) -> int:
         """The next data step: the whole data cursor is `cur_nimg`."""
-        return REAL_BATCHES * cur_nimg // self.plan.batch_size
+        return self.step.real_batches * cur_nimg // self.plan.batch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class Outlets:
 
 def run(spec: RunSpec, world: World, start: Checkpoint | None, batches: Iterator[Batch], outlets: Outlets) -> None:
     """Train from `start` (None: from nothing) to the end of the run. Every rank calls it with its own batches."""
-    torch.use_deterministic_algorithms(spec.train.deterministic)
+    set_up(spec.train.deterministic)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer:
         _Trainer(spec, world, start, writer).train(batches, outlets)
 
@@ -150,11 +150,14 @@ class _Trainer:
 
     def __init__(self, spec: RunSpec, world: World, start: Checkpoint | None, writer: ThreadPoolExecutor) -> None:
         self.spec, self.world, self.writer = spec, world, writer
+        self.step = dataclasses.replace(spec.step, precision=precision.supported(spec.step.precision, world.device))
         self.nets = _networks(spec, world)
-        self.cur_nimg, self.tick, self.attempt = 0, 0, 1
+        self.cur_nimg, self.tick, self.attempt, self.augment_p = 0, 0, 1, spec.step.augment.p[0]
         self.writes: list[Future[None]] = []
         if start is not None:
             self._restore(checkpoint.load(spec.run_url, start.number), start)
+        if self.step.precision != spec.step.precision and world.rank == 0:
+            self._event("precision", wanted=spec.step.precision, used=self.step.precision, reason="not in hardware")
         self.started_nimg = self.cur_nimg
         self.sums: dict[str, torch.Tensor] = {}
         self.replaced: list[str] = []
@@ -167,7 +170,7 @@ class _Trainer:
         for name in checkpoint.TENSOR_STATES:
             getattr(self.nets, name).load_state_dict(state.tensors[name])
         self.cur_nimg, self.tick = int(state.progress["cur_nimg"]), int(state.progress["tick"])
-        self.attempt = int(state.control["attempt"])
+        self.attempt, self.augment_p = int(state.control["attempt"]), float(state.control["augment_p"])
         assert self.cur_nimg == start.cur_nimg
         if self.world.rank == 0:
             before = state.progress["world_size"]
@@ -198,27 +201,27 @@ class _Trainer:
         self._raise_what_writing_met(wait=True)
 
     def _iterate(self, batches: Iterator[OnDevice]) -> None:
-        asked = time.perf_counter()
-        batch, image, label = next(batches)
-        self.wait_sec += time.perf_counter() - asked
-        assert batch.step == self.spec.data_step(self.cur_nimg)
-        self.replaced += batch.replaced
-        if self.spec.train.record_positions:
-            self.taken.append(np.stack([batch.position, batch.sample]))
-        size = self.spec.plan.batch_size
-        noise = [self._noise(purpose, batch.position).to(self.world.device) for purpose in ("z/D", "z/G")]
-        rows = Rows(real_img=to_network(image, self.world.device), label=label, d_z=noise[0], g_z=noise[1])
-        stats = gan_step.iterate(self.nets, rows, self.spec.step, scale=self.world.size / size)
+        config, size = self.step, self.spec.plan.batch_size
+        rows = [self._rows(batches, number) for number in range(config.real_batches)]
+        values = gan_step.now(config, self.cur_nimg, self.augment_p)
+        stats = gan_step.iterate(self.nets, rows, config, values, scale=self.world.size / size)
         _average_buffers(self.nets.G, self.world)
         self.cur_nimg += size
-        gan_step.update_ema(self.nets, self.cur_nimg, size, self.spec.step)
+        gan_step.update_ema(self.nets, self.cur_nimg, size, values.ema_half_life_kimg, config.ema_ramp)
         for name, value in stats.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def _noise(self, purpose: str, position: NDArray[np.int64]) -> torch.Tensor:
-        """z of rows by their place in the global sequence: rank and world size appear in no stream."""
-        key = philox.stream_key(self.spec.train.seed, purpose, self.attempt)
-        return torch.from_numpy(philox.normals(key, position, self.spec.network.z_dim))
+    def _rows(self, batches: Iterator[OnDevice], number: int) -> Rows:
+        """This rank's rows of batch `number` of the iteration."""
+        asked = time.perf_counter()
+        batch, image, label = next(batches)
+        self.wait_sec += time.perf_counter() - asked
+        assert batch.step == self.spec.data_step(self.cur_nimg) + number
+        self.replaced += batch.replaced
+        if self.spec.train.record_positions:
+            self.taken.append(np.stack([batch.position, batch.sample]))
+        noise = RowNoise(self.spec.train.seed, self.attempt, batch.position, self.world.device)
+        return Rows(real_img=to_network(image, self.world.device), label=label, noise=noise)
 
     def _rates(self) -> dict[str, float]:
         elapsed = time.perf_counter() - self.tick_start
@@ -230,11 +233,14 @@ class _Trainer:
     def _tick(self, outlets: Outlets) -> None:
         self._raise_what_writing_met(wait=False)
         self.tick += 1
-        seen = self.cur_nimg - self.tick_nimg
+        config, seen = self.step, self.cur_nimg - self.tick_nimg
         means = _sum_over_ranks({**self.sums, "replaced": torch.tensor(float(len(self.replaced)))}, self.world)
         stats = {name: value / seen for name, value in means.items()}
         stats |= {"cur_nimg": self.cur_nimg, "tick": self.tick, "elapsed_sec": time.perf_counter() - self.tick_start}
-        stats |= self._rates()
+        stats |= self._rates() | dataclasses.asdict(gan_step.now(config, self.cur_nimg, self.augment_p))
+        stats["replaced"] /= config.real_batches
+        if config.augment.mode == "adaptive":
+            self.augment_p = augment.adapted(self.augment_p, stats["real_sign"], seen, config.augment)
         if self.replaced:
             self._event("quarantined", count=len(self.replaced), samples=self.replaced[:_QUARANTINED_SHOWN])
         if self.world.rank == 0:
@@ -264,7 +270,7 @@ class _Trainer:
             torch.arange(rows).repeat_interleave(_GRID_COLUMNS) if classes else torch.zeros(len(z), dtype=torch.int64)
         )
         device = self.world.device
-        return sample(self.nets.G_ema, z.to(device), label.to(device), precision=self.spec.step.precision).cpu().numpy()
+        return sample(self.nets.G_ema, z.to(device), label.to(device), precision=self.step.precision).cpu().numpy()
 
     def _checkpoint(self, *, wait: bool) -> None:
         """Hand a copy of the state to the background writer; a tick never waits for the bucket, only the end does.
@@ -302,7 +308,8 @@ class _Trainer:
             "torch_threads": torch.get_num_threads(),
             "torch_version": torch.__version__,
         }
-        return State(tensors=tensors, control={"attempt": self.attempt}, progress=progress, config=self.spec.identity)
+        control = {"attempt": self.attempt, "augment_p": self.augment_p}
+        return State(tensors=tensors, control=control, progress=progress, config=self.spec.identity)
 
     def _snapshot(self) -> None:
         spec = self.spec
@@ -311,7 +318,7 @@ class _Trainer:
             shape=spec.shape,
             classes=spec.classes,
             cur_nimg=self.cur_nimg,
-            precision=spec.step.precision,
+            precision=self.step.precision,
             lineage=spec.lineage,
         )
         ownership.check(spec.run_url, spec.owner)
@@ -336,9 +343,19 @@ def _networks(spec: RunSpec, world: World) -> Networks:
     """Networks with their initial weights, wrapped, and their optimisers."""
     G, D = build(spec.network, spec.shape, spec.train.seed)
     G_ema = copy.deepcopy(G).to(world.device).eval().requires_grad_(False)
+    D_judge = gan_step.compile_networks(G, D, spec.step)
     G_trained, D_trained = world.wrap(G), world.wrap(D)
     G_opt, D_opt = gan_step.optimisers(G, D, spec.step)
-    nets = Networks(G=G, D=D, G_ema=G_ema, G_trained=G_trained, D_trained=D_trained, G_opt=G_opt, D_opt=D_opt)
+    nets = Networks(
+        G=G,
+        D=D,
+        G_ema=G_ema,
+        G_trained=G_trained,
+        D_trained=D_trained,
+        D_judge=D_judge,
+        G_opt=G_opt,
+        D_opt=D_opt,
+    )
     if world.size > 1:
         _warm_up(nets, spec, world.device)
     return nets
@@ -360,7 +377,8 @@ def _warm_up(nets: Networks, spec: RunSpec, device: torch.device) -> None:
 
 def _average_buffers(network: nn.Module, world: World) -> None:
     """Running statistics of batch norm are local to a rank; their mean over ranks is what is averaged and saved."""
-    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    buffers = [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
     if world.size == 1 or not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])

@@ -2,11 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +12,7 @@ from pipeline import images, snapshot, storage
 from pipeline.config import ConfigError
 from pipeline.dataset.index import IndexReader
 from pipeline.errors import InputError
+from pipeline.gan.augment import AugmentConfig
 from pipeline.gan.networks.build import ImageShape, NetworkConfig
 from pipeline.gan.step import StepConfig
 from pipeline.stream.batches import Batch, rank_batches
@@ -153,14 +152,46 @@ def test_too_many_unreadable_samples_stop_the_run(tmp_path: Path, reader: ChunkR
         loop.run(spec_of(str(tmp_path / "run"), reader), WORLD, None, bad, outlets)
 
 
-def test_noise_depends_on_position_not_on_batch(tmp_path: Path, reader: ChunkReader) -> None:
-    with ThreadPoolExecutor() as writer:
-        trainer = loop._Trainer(spec_of(str(tmp_path), reader), WORLD, None, writer)
-    together = trainer._noise("z/G", np.array([5, 6, 900]))
-    assert torch.equal(together[1:2], trainer._noise("z/G", np.array([6])))
-    assert not torch.equal(together, trainer._noise("z/D", np.array([5, 6, 900])))
-    trainer.attempt = 2  # a rollback draws new noise
-    assert not torch.equal(together, trainer._noise("z/G", np.array([5, 6, 900])))
+def test_an_iteration_takes_the_batches_its_step_wants(tmp_path: Path, reader: ChunkReader) -> None:
+    """R real batches, two D steps and G's own: the cursor is R · cur_nimg / B, and a resume finds its place."""
+    step = StepConfig(precision="fp32", loss="relativistic", d_steps=2, penalty="r1_r2", gamma=(0.1,))
+    whole, parts = (
+        dataclasses.replace(spec_of(str(tmp_path / name), reader, record_positions=True), step=step)
+        for name in ("whole", "parts")
+    )
+    assert whole.data_step(80) == 30
+    train(whole, reader)
+    train(dataclasses.replace(parts, train=dataclasses.replace(parts.train, total_kimg=0.08)), reader)
+    train(parts, reader)
+    assert_bit_equal(final_state(parts.run_url)[1], final_state(whole.run_url)[1])
+    assert sorted(log.read_positions(whole.run_url)["position"].to_pylist()) == list(range(3 * 160))
+
+
+def test_ada_follows_the_sign_and_survives_a_resume(tmp_path: Path, reader: ChunkReader) -> None:
+    ada = AugmentConfig(mode="adaptive", p=(0.1,), target=-0.999, ramp_kimg=1.0)  # D is always surer than that
+    step = StepConfig(precision="fp32", augment=ada)
+    whole, parts = (
+        dataclasses.replace(spec_of(str(tmp_path / name), reader), step=step) for name in ("whole", "parts")
+    )
+    reports = train(whole, reader)
+    assert [report["augment_p"] for report in reports] == pytest.approx([0.1, 0.14, 0.18, 0.22])
+    train(dataclasses.replace(parts, train=dataclasses.replace(parts.train, total_kimg=0.08)), reader)
+    train(parts, reader)
+    assert_bit_equal(final_state(parts.run_url)[1], final_state(whole.run_url)[1])
+    last = checkpoint.latest_valid(whole.run_url, pytest.fail)
+    assert last is not None
+    assert checkpoint.json_state(whole.run_url, last.number, "control")["augment_p"] == pytest.approx(0.26)
+
+
+def test_without_bf16_in_hardware_it_is_float32_and_says_so(
+    tmp_path: Path, reader: ChunkReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    spec = dataclasses.replace(spec_of(str(tmp_path), reader, total_kimg=0.04), step=StepConfig(precision="bf16"))
+    train(spec, reader)
+    told = [event for event in log.read_events(str(tmp_path)) if event["event"] == "precision"]
+    assert [(event["wanted"], event["used"]) for event in told] == [("bf16", "fp32")]
+    assert snapshot.load(snapshot.find(str(tmp_path))).config.precision == "fp32"
 
 
 @pytest.mark.parametrize(
