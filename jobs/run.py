@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from jobs import cli, generate, prepare, presets, train
+from jobs import cli, generate, prepare, recipes, train
 from jobs.terminal import Terminal
 from pipeline import images, storage
 from pipeline.dataset import record, sheet
@@ -73,7 +73,7 @@ def _picture(out: str, real: str, synthetic: str) -> str:
     return url
 
 
-VERB = cli.Verb(name="run", help="prepare, train and generate in one go", config=RunJob, presets=presets.RUN, run=run)
+VERB = cli.Verb(name="run", help="prepare, train and generate in one go", config=RunJob, presets=recipes.RUN, run=run)
 
 if __name__ == "__main__":
     sys.exit(cli.run_verb(VERB, sys.argv[1:]))

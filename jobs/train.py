@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from jobs import cli, presets
+from jobs import cli, recipes
 from jobs.foreign import find_dataset
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
@@ -18,7 +18,7 @@ from pipeline.config import to_dict, to_yaml
 from pipeline.dataset import record
 from pipeline.dataset.foreign import ForeignConfig
 from pipeline.dataset.index import IndexReader, open_split
-from pipeline.gan.networks.build import ImageShape, NetworkConfig
+from pipeline.gan.networks.build import ImageShape, NetworkConfig, shape_for
 from pipeline.gan.step import StepConfig
 from pipeline.stream import chunk
 from pipeline.stream.chunk import ChunkReader, Decoder, FeedConfig
@@ -113,7 +113,10 @@ class _Follow:
 def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
     """What the dataset and the settings make of a run; raises for a dataset that does not fit."""
     dataset, digest = record.read(dataset_url)
-    shape = ImageShape(resolution=dataset.resolution, channels=dataset.channels, num_classes=len(dataset.classes))
+    try:
+        shape = shape_for(job.network, dataset.resolution, dataset.channels, len(dataset.classes))
+    except ValueError as error:
+        raise config.ConfigError(f"{job.dataset}: {error}") from error
     if not dataset.num_samples(job.split):
         raise record.DatasetError(f"{job.dataset}: split {job.split!r} is empty; prepare it again")
     if not job.allow_unshuffled:
@@ -133,7 +136,7 @@ def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
         plan=reader.plan,
         dataset_digest=digest,
         shape=shape,
-        classes=dataset.classes,
+        classes=dataset.classes if shape.num_classes else (),
         network=job.network,
         step=job.step,
         train=job.train,
@@ -188,7 +191,7 @@ def _save_config(job: TrainJob, owner: int) -> None:
 
 
 VERB = cli.Verb(
-    name="train", help="dataset -> checkpoints and a snapshot", config=TrainJob, presets=presets.TRAIN, run=run
+    name="train", help="dataset -> checkpoints and a snapshot", config=TrainJob, presets=recipes.TRAIN, run=run
 )
 
 if __name__ == "__main__":

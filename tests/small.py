@@ -42,7 +42,12 @@ def shard_bytes(start: int, count: int, resolution: int, label_run: int = 1) -> 
 
 
 def make_dataset(
-    url: str, num_samples: int = 100, shard_size: int = 30, resolution: int = 16, label_run: int = 1
+    url: str,
+    num_samples: int = 100,
+    shard_size: int = 30,
+    resolution: int = 16,
+    label_run: int = 1,
+    classes: tuple[str, ...] = CLASSES,
 ) -> DatasetRecord:
     """Write it to `url`, split `train`; returns its record."""
     tables: list[pa.Table] = []
@@ -61,7 +66,7 @@ def make_dataset(
         channels=1,
         resolution=resolution,
         image_format="png",
-        classes=CLASSES,
+        classes=classes,
         splits={"train": tuple(parts)},
         label_runs={"train": runs} if runs else {},
     )

@@ -54,6 +54,8 @@ def data(tmp_path: Path) -> str:
         (["--train.batch-size", "10"], "not a multiple of num_lanes"),
         (["--network.name", "biggan"], "dcgan"),
         (["--step.loss", "wgan"], "non_saturating"),
+        (["--step.g-lr", "2e-4,1e-5"], "set burn_in_kimg above 0"),
+        (["--preset", "r3gan-ffhq256"], "network.resolution is 256 and the images have 16²; prepare them with"),
     ],
 )
 def test_train_refuses(
@@ -62,6 +64,14 @@ def test_train_refuses(
     out = tmp_path / "run"
     assert why in refused(capsys, train.VERB, ["--dataset", data, "--out", str(out), *extra])
     assert not out.exists()
+
+
+def test_train_refuses_a_dataset_without_the_classes_a_preset_wants(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_dataset(str(tmp_path / "data"), classes=())
+    words = ["--dataset", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--network.labels", "required"]
+    assert "the dataset has no classes; prepare it" in refused(capsys, train.VERB, words)
 
 
 def test_train_refuses_what_is_no_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Named settings of the verbs that train: the recipes of `pipeline.gan`, as dotted overrides."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.presets import FASHION_MNIST, Presets
+from pipeline.gan.presets import RECIPES, Recipe
+
+
+def _settings(recipe: Recipe) -> Mapping[str, Any]:
+    return {
+        **_dotted("network", dataclasses.asdict(recipe.network)),
+        **_dotted("step", dataclasses.asdict(recipe.step)),
+        "train.batch_size": recipe.batch_size,
+        "train.num_lanes": recipe.num_lanes,
+        "train.total_kimg": recipe.total_kimg,
+    }
+
+
+def _dotted(prefix: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = isinstance(value, Mapping)
+        found |= _dotted(f"{prefix}.{name}", value) if inner else {f"{prefix}.{name}": value}
+    return found
+
+
+TRAIN: Presets = {name: {**_settings(recipe), "feed.flip": recipe.mirror} for name, recipe in RECIPES.items()}
+RUN: Presets = {
+    "demo": {
+        "source": "fashion-mnist",
+        **FASHION_MNIST,
+        **_settings(RECIPES["dcgan-small"]),
+        "train.tick_kimg": 20.0,
+        "train.checkpoint_kimg": 40.0,
+        "generate.num_images": 10_000,
+        "generate.shard_size": 1000,
+    }
+}
