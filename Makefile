@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 # Extra flags for `make bench-ingest`, e.g. BENCH_FLAGS="--only jpeg256"
 BENCH_FLAGS ?=
 
-.PHONY: install demo check test test-slow bench-ingest format clean
+.PHONY: install demo check test test-slow bench-ingest bench-train format clean
 
 install: .venv/installed
 
@@ -34,6 +34,9 @@ test-slow: install
 # Data, made once, go to .bench; the peers have an environment of their own, since they bring torchvision.
 bench-ingest: install .venv-peers/installed
 	$(BIN)/python -m tests.benchmarks.ingest --peers-python .venv-peers/bin/python $(BENCH_FLAGS)
+
+bench-train: install
+	$(BIN)/python -m tests.benchmarks.train $(BENCH_FLAGS)
 
 .venv-peers/installed: tests/benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-peers
