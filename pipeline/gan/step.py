@@ -132,9 +132,11 @@ class Rows:
 
     def parts(self, size: int) -> Iterator["Rows"]:
         """Runs of at most `size` rows; 0: all in one."""
-        step = size or len(self.label)
-        for start in range(0, len(self.label), step):
-            rows = slice(start, start + step)
+        if not size or size >= len(self.label):
+            yield self
+            return
+        for start in range(0, len(self.label), size):
+            rows = slice(start, start + size)
             yield Rows(real_img=self.real_img[rows], label=self.label[rows], noise=self.noise.part(rows))
 
 

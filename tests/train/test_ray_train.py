@@ -98,6 +98,7 @@ def assert_as_planned(url: str, plan: OrderPlan, total_nimg: int) -> None:
     assert np.array_equal(taken["sample"].to_numpy(), planned)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("task", ["RayTrainWorker", "MapBatches(ChunkReader)"])
 def test_recorded_positions_are_the_plan_when_a_worker_is_killed(
