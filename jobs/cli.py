@@ -36,6 +36,8 @@ VERBS = {
     "prepare": "images -> shards",
     "train": "shards -> a trained generator",
     "generate": "a trained generator -> shards of synthetic images",
+    "verify": "reads a dataset again and compares it with its index",
+    "gc": "lists, then removes, what a dataset does not name",
     "run": "prepare, train and generate in one go",
 }
 """Every verb and what it does; `jobs.<verb>` is imported only when it is asked for."""

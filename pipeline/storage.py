@@ -106,9 +106,18 @@ def digest(url: str) -> str:
 
 def list_entries(url: str) -> Iterator[Entry]:
     """All objects under `url`, at any depth, in UTF-8 order of names, temporary ones left out. Raises StorageError."""
-    shown = (entry for entry in _store(url).entries() if not os.path.basename(entry.name).startswith(_TEMP_PREFIX))
     # Stores differ in whether 'a/b' comes before 'a-b': sorted here, in memory.
+    shown = (entry for entry in _store(url).entries() if not _is_temporary(entry))
     return iter(sorted(shown, key=lambda entry: os.fsencode(entry.name)))
+
+
+def list_temporary(url: str) -> list[Entry]:
+    """What writers under `url` have begun, or had begun when they died. Raises StorageError."""
+    return [entry for entry in _store(url).entries() if _is_temporary(entry)]
+
+
+def _is_temporary(entry: Entry) -> bool:
+    return os.path.basename(entry.name).startswith(_TEMP_PREFIX)
 
 
 def _refuse_short(url: str, offset: int, wanted: int, found: int) -> None:
@@ -267,7 +276,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
     here = (os.stat(folder).st_dev, os.stat(folder).st_ino)
     with os.scandir(folder) as items:
         for item in items:
-            if item.is_file() and not item.name.startswith(_TEMP_PREFIX):
+            if item.is_file():
                 with suppress(FileNotFoundError):  # removed while we list
                     yield Entry(name=prefix + item.name, size_bytes=item.stat().st_size)
             elif item.is_dir() and here not in above:
