@@ -23,7 +23,7 @@ def narrow(preset: str) -> Recipe:
     recipe = RECIPES[preset]
     return dataclasses.replace(
         recipe,
-        network=dataclasses.replace(recipe.network, base_width=16, max_width=16),
+        network=dataclasses.replace(recipe.network, base_width=16, max_width=16, d_width_ratio=1.0),
         step=dataclasses.replace(recipe.step, precision="fp32"),
     )
 

@@ -37,7 +37,7 @@ def test_every_preset_takes_a_step(preset: str) -> None:
     """With narrow networks; in the middle of its burn-in, so that everything scheduled is between its ends."""
     recipe = RECIPES[preset]
     width = recipe.network.group_width
-    network = dataclasses.replace(recipe.network, base_width=width, max_width=width)
+    network = dataclasses.replace(recipe.network, base_width=width, max_width=width, d_width_ratio=1.0)
     recipe = dataclasses.replace(recipe, network=network)
     shape = shape_for(network, network.resolution or 32, 3, classes_of(preset))
     nets = bench.networks(recipe, shape, torch.device("cpu"))
