@@ -353,6 +353,7 @@ def test_bf16_stays_near_fp32(network: NetworkConfig) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own ways, from several places
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 def test_compiled_is_eager(method: Any) -> None:
     config = StepConfig(loss="relativistic", penalty="r1_r2", penalty_method=method, precision="fp32", compile=True)

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline import snapshot, storage
+from pipeline.gan.augment import AugmentConfig
+from pipeline.gan.networks.build import NetworkConfig
+from pipeline.gan.step import StepConfig
 from pipeline.stream.chunk import ChunkReader
 from pipeline.stream.order import OrderPlan
 from pipeline.train import log
@@ -40,12 +43,24 @@ def training_workers() -> list[int]:
 
 @pytest.mark.usefixtures("ray_session")
 def test_three_ranks_train_to_the_end(tmp_path: Path, reader: ChunkReader) -> None:
+    """R3GAN, with all that its step has: DDP through a double backward, gradients of parts added up, two batches."""
     url, seen = str(tmp_path / "run"), list[int]()
+    spec = dataclasses.replace(
+        spec_of(url, reader),
+        network=NetworkConfig(name="r3gan", z_dim=8, base_width=16, max_width=16, depth=1),
+        step=StepConfig(
+            loss="relativistic",
+            penalty="r1_r2",
+            precision="fp32",
+            micro_batch=1,
+            augment=AugmentConfig(mode="fixed", p=(0.3,)),
+        ),
+    )
 
     def on_progress(cur_nimg: int, _: Mapping[str, Any]) -> None:
         seen.append(cur_nimg)
 
-    fit_owned(spec_of(url, reader), reader, dataclasses.replace(ONE, count=3), on_progress)
+    fit_owned(spec, reader, dataclasses.replace(ONE, count=3), on_progress)
     assert seen[-1] == 160
     assert [stats["cur_nimg"] for stats in log.read_stats(url)] == [40, 80, 120, 160]
     assert all(stats["real_prob"] < 1 for stats in log.read_stats(url))  # means over the global batch, not over ranks
