@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import storage
@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 FORMAT = 1
 NAME = "dataset.json"
 PLAN_NAME = "plan.json"
+_SHOWN_CHARACTERS = 60
 
 
 class DatasetError(InputError):
@@ -179,12 +180,32 @@ def settle_plan(url: str, plan: Mapping[str, Any], lineage: Mapping[str, Any]) -
     found, found_lineage = _read_plan(where)
     wanted = json.loads(encode_json(plan))
     if found != wanted:
-        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        differs = ", ".join(_differences(found, wanted))
         raise DatasetError(
-            f"{url}: holds another dataset, its plan differs in {', '.join(names)}; choose another output URL, "
-            "or give the settings it was started with"
+            f"{url}: holds another dataset, its plan differs in {differs} (plan {_short_digest(found)} there, "
+            f"{_short_digest(wanted)} here); choose another output URL, or give the settings it was started with"
         )
     return found_lineage
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """What differs between two plans, by dotted names: `config.seed (1 there, 2 here)`."""
+    for name in sorted(found.keys() | wanted.keys()):
+        there, here = found.get(name, "absent"), wanted.get(name, "absent")
+        if isinstance(there, Mapping) or isinstance(here, Mapping):
+            theirs, ours = (value if isinstance(value, Mapping) else {} for value in (there, here))
+            yield from _differences(theirs, ours, f"{where}{name}.")
+        elif there != here:
+            yield f"{where}{name} ({_short(there)} there, {_short(here)} here)"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def _short_digest(plan: Mapping[str, Any]) -> str:
+    return hashlib.sha256(encode_json(plan)).hexdigest()[:12]
 
 
 def stored_plan(url: str) -> Mapping[str, Any]:

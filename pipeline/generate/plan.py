@@ -1,6 +1,7 @@
 """What a generation run will make: pure, written before anything is made, and equal on every rerun."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline import images, philox
 from pipeline.config import ConfigError, to_dict
+
+_MAX_COUNTED_IMAGES = 2**31
+"""With class counts: a number times a step stays below 2**63."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,10 @@ class GenerateConfig:
     """Seed of the noise: image i depends on (snapshot, seed, i) only."""
     labels: Literal["balanced"] = "balanced"
     """Which class image i shows: balanced takes them in turn."""
+    class_counts: tuple[int, ...] = ()
+    """Images of each class, by label, well mixed; they must add up to num_images. Empty: as `labels` says."""
+    truncation: float = 1.0
+    """z is multiplied by this: below 1 images are more alike and more typical of their class."""
     shard_size: int = 1000
     """Images of a shard."""
     image_format: Literal["png", "jpeg", "webp"] = "png"
@@ -31,11 +39,22 @@ class GenerateConfig:
     """Images of one forward pass."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """Arithmetic of the forward pass."""
+    score: bool = False
+    """Store with each image what D says of it as it is stored: its logit, higher is more like a real one."""
 
     def __post_init__(self) -> None:
         for name in ("num_images", "shard_size", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.class_counts and (min(self.class_counts) < 0 or sum(self.class_counts) != self.num_images):
+            raise ConfigError(
+                f"class_counts {self.class_counts} must not be negative and must add up to num_images "
+                f"{self.num_images}, not {sum(self.class_counts)}"
+            )
+        if self.class_counts and self.num_images > _MAX_COUNTED_IMAGES:
+            raise ConfigError(f"num_images must be at most {_MAX_COUNTED_IMAGES} with class_counts")
+        if self.truncation < 0:
+            raise ConfigError(f"truncation must not be negative, and is {self.truncation}")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality must lie between 1 and 100, not {self.quality}")
 
@@ -51,6 +70,13 @@ class GeneratePlan:
     z_dim: int
     classes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if self.config.class_counts and len(self.config.class_counts) != len(self.classes):
+            raise ConfigError(
+                f"class_counts names {len(self.config.class_counts)} classes and the snapshot has {len(self.classes)}; "
+                "give one number for each"
+            )
+
     @property
     def num_shards(self) -> int:
         """Shards of the run."""
@@ -62,12 +88,19 @@ class GeneratePlan:
         return np.arange(start, min(start + self.config.shard_size, self.config.num_images), dtype=np.int64)
 
     def labels(self, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The class of image i: in turn; 0 without classes."""
-        return seeds % max(1, len(self.classes))
+        """The class of image i: in turn, or so that each run of images has its share of every class; 0 without."""
+        counts = self.config.class_counts
+        if not counts:
+            return seeds % max(1, len(self.classes))
+        # A step of about the golden ratio of the total, without a common factor, visits each place once and leaves no
+        # part of the range for long; class c owns counts[c] places in a row. No table of all images is needed.
+        places = seeds * _golden_step(self.config.num_images) % self.config.num_images
+        return np.searchsorted(np.cumsum(counts), places, side="right").astype(np.int64)
 
     def noise(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
         """z of image i, float32 [n, Z], from a stream keyed (seed, i)."""
-        return philox.normals(philox.stream_key(self.config.seed, "generate/z"), seeds, self.z_dim)
+        z = philox.normals(philox.stream_key(self.config.seed, "generate/z"), seeds, self.z_dim)
+        return z * np.float32(self.config.truncation)
 
     def to_dict(self) -> Mapping[str, Any]:
         """The plan as plan.json holds it: all that the stored bytes depend on."""
@@ -78,3 +111,11 @@ class GeneratePlan:
             "threads_per_worker": 1,
             "compile": False,
         }
+
+
+def _golden_step(total: int) -> int:
+    """The number nearest to total / φ from below that has no factor in common with it."""
+    step = max(1, int(total * (math.sqrt(5) - 1) / 2))
+    while math.gcd(step, total) > 1:
+        step -= 1
+    return step

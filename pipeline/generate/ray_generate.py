@@ -22,17 +22,18 @@ _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 class _Worker:
-    """An actor: G loaded once, then shard after shard."""
+    """An actor: G and D loaded once, then shard after shard."""
 
     def __init__(self, snapshot_url: str, out_url: str, plan: GeneratePlan, use_gpu: bool) -> None:
         torch.set_num_threads(1)  # in the plan: the sum order of a kernel depends on it
         self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._G = snapshot.load(snapshot_url).G_ema.to(self._device)
+        source = snapshot.load(snapshot_url)
+        self._G, self._D = source.G_ema.to(self._device), source.D.to(self._device)
         self._out_url, self._plan = out_url, plan
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
         done = [
-            shard_writer.write_shard(self._out_url, self._plan, self._G, int(shard), self._device)
+            shard_writer.write_shard(self._out_url, self._plan, self._G, self._D, int(shard), self._device)
             for shard in batch["shard"]
         ]
         return {

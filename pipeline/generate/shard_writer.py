@@ -6,6 +6,7 @@ Every step may be repeated and may meet a rival: what is stored first is the tru
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from pipeline import images, storage
 from pipeline.dataset import index, tar
 from pipeline.dataset.record import DatasetError
+from pipeline.gan.pixels import to_network
 from pipeline.gan.sample import sample
 from pipeline.generate.plan import GeneratePlan
 
@@ -34,9 +36,11 @@ def part_url(out_url: str, shard: int) -> str:
     return storage.join(out_url, SPLIT, index.part_name(shard))
 
 
-def write_shard(out_url: str, plan: GeneratePlan, G: nn.Module, shard: int, device: torch.device) -> Receipt:
+def write_shard(
+    out_url: str, plan: GeneratePlan, G: nn.Module, D: nn.Module, shard: int, device: torch.device
+) -> Receipt:
     """Make shard number `shard` unless it is there, then its part unless it is there. Raises DatasetError for a shard
-    in storage that is not one of this plan.
+    in storage that is not one of this plan. G and D, in eval mode, lie on `device`.
     """
     name = index.shard_name(shard)
     url = storage.join(out_url, SPLIT, name)
@@ -45,7 +49,7 @@ def write_shard(out_url: str, plan: GeneratePlan, G: nn.Module, shard: int, devi
         stored = build_shard(plan, G, shard, device)
         if storage.put_if_absent(url, stored) is storage.Put.OTHER:
             stored = storage.read(url)
-    part = encode_part(plan, shard, stored, url)
+    part = encode_part(plan, shard, stored, url, D, device)
     if storage.put_if_absent(part_url(out_url, shard), part) is storage.Put.OTHER:
         raise DatasetError(f"{part_url(out_url, shard)}: does not describe {name}; delete the part and run again")
     return receipt(part_url(out_url, shard), shard, plan)
@@ -75,7 +79,7 @@ def _files(plan: GeneratePlan, image: "images.Pixels", label: int) -> Mapping[st
     return files | {"cls": str(label).encode()} if plan.classes else files
 
 
-def encode_part(plan: GeneratePlan, shard: int, stored: bytes, where: str) -> bytes:
+def encode_part(plan: GeneratePlan, shard: int, stored: bytes, where: str, D: nn.Module, device: torch.device) -> bytes:
     """The part of a stored shard, from its bytes; raises DatasetError if they are not of this plan."""
     rows = index.rows_of_shard(index.shard_name(shard), stored, plan.channels)
     seeds = plan.seeds(shard)
@@ -85,8 +89,24 @@ def encode_part(plan: GeneratePlan, shard: int, stored: bytes, where: str) -> by
             f"{where}: does not hold the images {wanted[0]} to {wanted[-1]} of this plan; choose another URL"
         )
     rows = rows.append_column(SCHEMA.field("seed"), pa.array(seeds))
-    rows = rows.append_column(SCHEMA.field("score"), pa.nulls(len(seeds), pa.float32()))
+    scores = _scores(plan, rows, stored, D, device) if plan.config.score else pa.nulls(len(seeds), pa.float32())
+    rows = rows.append_column(SCHEMA.field("score"), scores)
     return index.encode_part([rows])
+
+
+@torch.no_grad()
+def _scores(plan: GeneratePlan, rows: pa.Table, stored: bytes, D: nn.Module, device: torch.device) -> pa.Array:
+    """D's logit of each image of a shard, decoded from its stored bytes, in micro-batches of the plan."""
+    assert not D.training
+    places = zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
+    files = [stored[offset : offset + size] for offset, size in places]
+    labels = torch.from_numpy(rows["label"].fill_null(0).to_numpy().astype("int64"))
+    logits = []
+    for start in range(0, len(files), plan.config.micro_batch):
+        part = slice(start, start + plan.config.micro_batch)
+        pixels = np.stack([images.decode(file, channels=plan.channels).pixels for file in files[part]])
+        logits.append(D(to_network(torch.from_numpy(pixels), device), labels[part].to(device)).cpu())
+    return pa.array(torch.cat(logits).numpy(), pa.float32())
 
 
 def receipt(url: str, shard: int, plan: GeneratePlan) -> Receipt:

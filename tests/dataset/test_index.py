@@ -91,8 +91,11 @@ def test_a_plan_is_settled_once(tmp_path: Path) -> None:
     url = str(tmp_path)
     assert record.settle_plan(url, {"a": (1, 2)}, {"by": "first"}) == {"by": "first"}
     assert record.settle_plan(url, {"a": (1, 2)}, {"by": "second"}) == {"by": "first"}
-    with pytest.raises(DatasetError, match=r"another dataset.*differs in a, b"):
-        record.settle_plan(url, {"a": 3, "b": 1}, {})
+    wanted = (
+        r'another dataset.*differs in a \(\[1, 2\] there, 3 here\), b\.c \("absent" there, 1 here\) \(plan \w{12} there'
+    )
+    with pytest.raises(DatasetError, match=wanted):
+        record.settle_plan(url, {"a": 3, "b": {"c": 1}}, {})
 
 
 def test_a_folder_of_something_else_is_not_written_to(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Generation: every image exactly once, a pure function of plan and number, whatever is there already."""
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import images, snapshot, storage
 from pipeline.config import ConfigError
@@ -55,7 +59,7 @@ def source(tmp_path: Path) -> snapshot.Snapshot:
 
 def write_all(out: str, plan: GeneratePlan, source: snapshot.Snapshot) -> None:
     for shard in missing_shards(out, plan):
-        shard_writer.write_shard(out, plan, source.G_ema, shard, CPU)
+        shard_writer.write_shard(out, plan, source.G_ema, source.D, shard, CPU)
 
 
 def stored(url: str) -> dict[str, bytes]:
@@ -70,6 +74,34 @@ def test_shards_cover_every_number_once(source: snapshot.Snapshot) -> None:
     assert plan_of(source, shard_size=100).num_shards == 1
 
 
+@given(st.lists(st.integers(0, 400), min_size=3, max_size=3).filter(lambda counts: sum(counts) > 0))
+def test_classes_are_as_many_as_asked_for_and_well_mixed(counts: list[int]) -> None:
+    total = sum(counts)
+    config = GenerateConfig(num_images=total, class_counts=tuple(counts))
+    plan = GeneratePlan(config=config, snapshot_digest="", resolution=16, channels=1, z_dim=8, classes=CLASSES)
+    labels = plan.labels(np.arange(total))
+    assert np.bincount(labels, minlength=3).tolist() == counts
+    assert np.array_equal(plan.labels(np.arange(total // 2, total)), labels[total // 2 :])
+    if total >= 300:  # each tenth has its share, within two standard deviations of independent draws
+        for part in np.array_split(labels, 10):
+            share = np.bincount(part, minlength=3) - np.array(counts) * len(part) / total
+            assert abs(share).max() <= len(part) ** 0.5
+
+
+def test_a_billion_labels_need_no_table() -> None:
+    config = GenerateConfig(num_images=10**9, class_counts=(10**9 - 10, 10, 0))
+    plan = GeneratePlan(config=config, snapshot_digest="", resolution=16, channels=1, z_dim=8, classes=CLASSES)
+    assert set(plan.labels(np.array([0, 5 * 10**8, 10**9 - 1])).tolist()) <= {0, 1}
+
+
+def test_truncation_scales_the_noise(source: snapshot.Snapshot) -> None:
+    seeds = np.arange(5)
+    half = plan_of(source, truncation=0.5).noise(seeds)
+    assert half.dtype == np.float32
+    assert np.allclose(half, plan_of(source).noise(seeds) / 2)
+    assert not plan_of(source, truncation=0.0).noise(seeds).any()
+
+
 def test_an_image_depends_on_seed_and_number_alone(source: snapshot.Snapshot) -> None:
     plan = plan_of(source)
     assert np.array_equal(plan.noise(np.array([7])), plan.noise(np.arange(10))[7:8])
@@ -80,10 +112,6 @@ def test_an_image_depends_on_seed_and_number_alone(source: snapshot.Snapshot) ->
 def test_a_part_describes_the_stored_bytes(tmp_path: Path, source: snapshot.Snapshot) -> None:
     out, plan = str(tmp_path / "out"), plan_of(source)
     write_all(out, plan, source)
-    import io
-
-    import pyarrow.parquet as pq
-
     rows = pq.read_table(io.BytesIO(storage.read(shard_writer.part_url(out, 2)))).to_pylist()
     assert [(row["key"], row["seed"], row["label"]) for row in rows] == [(f"{i:09d}", i, i % 3) for i in range(20, 25)]
     shard = storage.read(f"{out}/train/shard-000002.tar")
@@ -92,17 +120,33 @@ def test_a_part_describes_the_stored_bytes(tmp_path: Path, source: snapshot.Snap
         assert pixels.shape == (16, 16, 1)
 
 
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_scores_are_what_d_says_of_the_stored_images(
+    tmp_path: Path, source: snapshot.Snapshot, image_format: str
+) -> None:
+    out, plan = str(tmp_path / "out"), plan_of(source, score=True, image_format=image_format, quality=30)
+    write_all(out, plan, source)
+    for number in range(plan.num_shards):
+        part = pq.read_table(io.BytesIO(storage.read(shard_writer.part_url(out, number)))).to_pylist()
+        shard = storage.read(f"{out}/train/shard-{number:06d}.tar")
+        for row in part:
+            pixels = images.decode(shard[row["offset"] : row["offset"] + row["size"]], channels=1).pixels
+            image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2) / 127.5 - 1
+            assert row["score"] == pytest.approx(source.D(image, torch.tensor([row["label"]])).item(), abs=1e-4)
+    assert len({round(row["score"], 4) for row in part}) > 1
+
+
 def test_a_shard_that_is_there_is_adopted_a_strange_one_refused(tmp_path: Path, source: snapshot.Snapshot) -> None:
     out, plan = str(tmp_path / "out"), plan_of(source)
     other = plan_of(source, quality=50, image_format="jpeg")  # another encoder's bytes for the same keys
     rival = shard_writer.build_shard(other, source.G_ema, 0, CPU)
     storage.put_if_absent(f"{out}/train/shard-000000.tar", rival)
-    shard_writer.write_shard(out, plan, source.G_ema, 0, CPU)
+    shard_writer.write_shard(out, plan, source.G_ema, source.D, 0, CPU)
     assert storage.read(f"{out}/train/shard-000000.tar") == rival
     wrong = shard_writer.build_shard(plan, source.G_ema, 0, CPU)
     storage.put_if_absent(f"{out}/train/shard-000001.tar", wrong)
     with pytest.raises(DatasetError, match="does not hold the images 000000010 to 000000019"):
-        shard_writer.write_shard(out, plan, source.G_ema, 1, CPU)
+        shard_writer.write_shard(out, plan, source.G_ema, source.D, 1, CPU)
 
 
 @pytest.mark.parametrize(

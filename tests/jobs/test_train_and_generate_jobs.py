@@ -150,6 +150,9 @@ def make_and_name(tmp_path: Path) -> str:
         (["--num-images", "many"], "num"),
         (["--image-format", "gif"], "png"),
         (["--preset", "best"], "default"),
+        (["--class-counts", "400,500,200"], "must add up to num_images 1000, not 1100"),
+        (["--class-counts", "400,600"], "names 2 classes and the snapshot has 3"),
+        (["--truncation", "-1"], "truncation must not be negative"),
     ],
 )
 def test_generate_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, extra: list[str], why: str) -> None:
