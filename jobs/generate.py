@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+import torch
 
 from jobs import cli, presets
 from jobs.ray_session import start_ray
@@ -15,6 +16,7 @@ from pipeline import snapshot, storage
 from pipeline.config import ConfigError, to_yaml
 from pipeline.dataset import record
 from pipeline.errors import InputError
+from pipeline.generate import shard_writer
 from pipeline.generate.plan import GenerateConfig, GeneratePlan
 from pipeline.generate.ray_generate import generate, missing_shards
 
@@ -29,6 +31,8 @@ class GenerateJob:
     """URL of the dataset to write. The same command again finishes what is missing."""
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     """What to make."""
+    only_keys: tuple[str, ...] = ()
+    """Make these samples again and write nothing but them, as files at `out`: the bytes that their shard holds."""
     num_workers: int = 0
     """Processes that make shards; 0: one for each CPU, or each GPU."""
     use_gpu: bool = False
@@ -46,6 +50,8 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     source = snapshot.load(snapshot_url)
     plan = _plan(job, source)
     storage.probe(out)
+    if job.only_keys:
+        return _make_again(job, plan, source, out, terminal)
     lineage = record.settle_plan(out, plan.to_dict(), _lineage(source))
     # In the event log, not beside the plan: places and worker counts vary from run to run, what is stored does not.
     storage.put_if_absent(storage.join(out, "events", "generate.yaml"), to_yaml(job).encode())
@@ -61,6 +67,18 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     with terminal.progress(plan.config.num_images, "img", "generate", initial=made) as bar:
         generate(snapshot_url, out, plan, lineage, num_workers=workers, use_gpu=job.use_gpu, on_progress=bar.update)
     terminal.line(f"generate: {plan.config.num_images:,} images in {plan.num_shards} shards: {out}")
+    return cli.EXIT_DONE
+
+
+def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot, out: str, terminal: Terminal) -> int:
+    torch.set_num_threads(1)  # as in a worker
+    device = torch.device("cuda" if job.use_gpu else "cpu")
+    for key, files in shard_writer.make_again(plan, source.G_ema.to(device), job.only_keys, device):
+        for extension, data in files.items():
+            url = storage.join(out, f"{key}.{extension}")
+            if storage.put_if_absent(url, data) is storage.Put.OTHER:
+                raise record.DatasetError(f"{url}: is there with other bytes; choose another output URL")
+            terminal.line(f"generate: {url}")
     return cli.EXIT_DONE
 
 

@@ -4,11 +4,12 @@ Every step may be repeated and may meet a rival: what is stored first is the tru
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import images, storage
@@ -19,6 +20,7 @@ from pipeline.gan.sample import sample
 from pipeline.generate.plan import GeneratePlan
 
 SPLIT = "train"
+_KEY_DIGITS = 9
 SCHEMA = index.SCHEMA.append(pa.field("seed", pa.int64())).append(pa.field("score", pa.float32()))
 
 
@@ -59,17 +61,45 @@ def build_shard(plan: GeneratePlan, G: nn.Module, shard: int, device: torch.devi
     """The tar of a shard: key (seed, 9 digits), image, and .cls with classes; a pure function of the plan on one
     hardware class.
     """
-    seeds = plan.seeds(shard)
-    labels, noise = plan.labels(seeds), plan.noise(seeds)
-    size = plan.config.micro_batch
-    samples: list[tuple[str, Mapping[str, bytes]]] = []
-    for start in range(0, len(seeds), size):
-        z = torch.from_numpy(noise[start : start + size]).to(device)
-        label = torch.from_numpy(labels[start : start + size]).to(device)
-        pixels = sample(G, z, label, precision=plan.config.precision).cpu().numpy()
-        for i, image in enumerate(pixels, start):
-            samples.append((f"{seeds[i]:09d}", _files(plan, image, int(labels[i]))))
-    return tar.build(samples)
+    return tar.build(one for seeds in _micro_batches(plan, shard) for one in _samples(plan, G, seeds, device))
+
+
+def make_again(
+    plan: GeneratePlan, G: nn.Module, keys: Sequence[str], device: torch.device
+) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    """Key and files of chosen samples, with the bytes that their shards have on one hardware class: each is made in the
+    micro-batch that it was made in, since kernels round differently in another. Raises DatasetError for a key that
+    the plan does not have.
+    """
+    numbers = {_number(plan, key) for key in keys}
+    for shard in sorted({number // plan.config.shard_size for number in numbers}):
+        for seeds in _micro_batches(plan, shard):
+            if numbers & set(seeds.tolist()):
+                yield from (one for one in _samples(plan, G, seeds, device) if one[0] in set(keys))
+
+
+def _number(plan: GeneratePlan, key: str) -> int:
+    number = int(key) if key.isascii() and key.isdigit() else plan.config.num_images
+    if number >= plan.config.num_images or key != f"{number:0{_KEY_DIGITS}d}":
+        last = f"{plan.config.num_images - 1:0{_KEY_DIGITS}d}"
+        raise DatasetError(f"key {key!r} is not of this plan, whose keys are {0:0{_KEY_DIGITS}d} to {last}")
+    return number
+
+
+def _micro_batches(plan: GeneratePlan, shard: int) -> list[NDArray[np.int64]]:
+    seeds, size = plan.seeds(shard), plan.config.micro_batch
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+def _samples(
+    plan: GeneratePlan, G: nn.Module, seeds: NDArray[np.int64], device: torch.device
+) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    """Key and files of the samples of one micro-batch."""
+    labels = plan.labels(seeds)
+    z, label = (torch.from_numpy(array).to(device) for array in (plan.noise(seeds), labels))
+    pixels = sample(G, z, label, precision=plan.config.precision).cpu().numpy()
+    for seed, image, one in zip(seeds.tolist(), pixels, labels.tolist(), strict=True):
+        yield f"{seed:0{_KEY_DIGITS}d}", _files(plan, image, one)
 
 
 def _files(plan: GeneratePlan, image: "images.Pixels", label: int) -> Mapping[str, bytes]:
@@ -83,7 +113,7 @@ def encode_part(plan: GeneratePlan, shard: int, stored: bytes, where: str, D: nn
     """The part of a stored shard, from its bytes; raises DatasetError if they are not of this plan."""
     rows = index.rows_of_shard(index.shard_name(shard), stored, plan.channels)
     seeds = plan.seeds(shard)
-    wanted = [f"{seed:09d}" for seed in seeds]
+    wanted = [f"{seed:0{_KEY_DIGITS}d}" for seed in seeds]
     if rows["key"].to_pylist() != wanted:
         raise DatasetError(
             f"{where}: does not hold the images {wanted[0]} to {wanted[-1]} of this plan; choose another URL"

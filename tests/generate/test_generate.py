@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import images, snapshot, storage
 from pipeline.config import ConfigError
-from pipeline.dataset import index, record
+from pipeline.dataset import index, record, tar
 from pipeline.dataset.record import DatasetError
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.generate import shard_writer
@@ -134,6 +134,27 @@ def test_scores_are_what_d_says_of_the_stored_images(
             image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2) / 127.5 - 1
             assert row["score"] == pytest.approx(source.D(image, torch.tensor([row["label"]])).item(), abs=1e-4)
     assert len({round(row["score"], 4) for row in part}) > 1
+
+
+@given(st.sets(st.integers(0, 24), min_size=1, max_size=4))
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_samples_made_again_have_the_bytes_of_their_shards(source: snapshot.Snapshot, numbers: set[int]) -> None:
+    plan = plan_of(source)
+    keys = [f"{number:09d}" for number in numbers]
+    again = dict(shard_writer.make_again(plan, source.G_ema, keys, CPU))
+    assert sorted(again) == sorted(keys)
+    for number, key in zip(numbers, keys, strict=True):
+        shard = shard_writer.build_shard(plan, source.G_ema, number // 10, CPU)
+        (found,) = (one for one in tar.group(tar.scan(shard, "shard"), "shard") if one.key == key)
+        for extension, data in again[key].items():
+            member = found.members[extension]
+            assert shard[member.offset : member.offset + member.size_bytes] == data
+
+
+@pytest.mark.parametrize("key", ["000000025", "25", "0000000007", "-00000001", "00000000x", ""])
+def test_a_key_that_is_not_of_the_plan(source: snapshot.Snapshot, key: str) -> None:
+    with pytest.raises(DatasetError, match="keys are 000000000 to 000000024"):
+        list(shard_writer.make_again(plan_of(source), source.G_ema, [key], CPU))
 
 
 def test_a_shard_that_is_there_is_adopted_a_strange_one_refused(tmp_path: Path, source: snapshot.Snapshot) -> None:

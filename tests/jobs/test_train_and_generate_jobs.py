@@ -161,6 +161,18 @@ def test_generate_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, ex
     assert not out.exists()
 
 
+def test_generate_makes_chosen_samples_again_without_ray(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    url, out = make_snapshot(str(tmp_path / "run")), tmp_path / "out"
+    words = ["--snapshot", url, "--out", str(out), "--only-keys", "000000007,000000400"]
+    for _ in range(2):  # the same again writes the same
+        assert cli.run_verb(generate.VERB, words) == 0
+        assert capsys.readouterr().out.count("generate: ") == 4
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{key}.{extension}" for key in ("000000007", "000000400") for extension in ("cls", "png")
+    ]
+    assert "is not of this plan" in refused(capsys, generate.VERB, [*words[:-1], "000001000"])
+
+
 def test_generate_refuses_a_truncated_snapshot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights = Path(make_snapshot(str(tmp_path / "run"))) / "G_ema.safetensors"
     os.truncate(weights, 100)
