@@ -34,7 +34,7 @@ def unnamed(url: str, *, abandon: bool) -> list[str]:
 
 def _names(url: str, dataset: DatasetRecord) -> Iterator[str]:
     """All that a finished dataset consists of."""
-    yield from (record.NAME, record.PLAN_NAME)
+    yield from (record.NAME, record.PLAN_NAME, *record.DESCRIPTIONS)
     for split, parts in dataset.splits.items():
         for listed in parts:
             yield f"{split}/{listed.name}"

@@ -13,6 +13,8 @@ from pipeline.errors import InputError
 FORMAT = 1
 NAME = "dataset.json"
 PLAN_NAME = "plan.json"
+DESCRIPTIONS = ("README.md", "croissant.json", "samples.png")
+"""What a generated dataset says of itself to people and catalogues; nothing of ours reads it."""
 _SHOWN_CHARACTERS = 60
 
 

@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 from pipeline import snapshot, storage
 from pipeline.dataset import index, record
 from pipeline.dataset.record import DatasetRecord, Part
-from pipeline.generate import shard_writer
+from pipeline.generate import card, shard_writer
 from pipeline.generate.plan import GeneratePlan
 from pipeline.generate.shard_writer import SPLIT
 
@@ -60,8 +60,8 @@ def generate(
     use_gpu: bool,
     on_progress: Callable[[int], None],
 ) -> DatasetRecord:
-    """Finish the run of a plan whose plan.json is settled: missing shards, then dataset.json. `on_progress` hears the
-    number of images of each shard done.
+    """Finish the run of a plan whose plan.json is settled: missing shards, the card, then dataset.json. `on_progress`
+    hears the number of images of each shard done.
     """
     missing = missing_shards(out_url, plan)
     if missing:
@@ -75,6 +75,7 @@ def generate(
         splits={SPLIT: parts},
         lineage=lineage,
     )
+    card.write(out_url, plan, result)
     record.commit(out_url, result)
     return result
 

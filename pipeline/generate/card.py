@@ -1,0 +1,74 @@
+"""What a person or a catalogue wants to know of a generated dataset: README.md, samples.png, croissant.json.
+
+Each follows from what is stored, so that every driver of a plan writes the same bytes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline import images, storage
+from pipeline.dataset import croissant, record, sheet
+from pipeline.dataset.record import DatasetRecord
+from pipeline.generate.plan import GeneratePlan
+from pipeline.generate.shard_writer import SPLIT
+
+_COLUMNS, _ROWS, _ROWS_UNLABELLED = 10, 20, 1
+
+
+def write(out_url: str, plan: GeneratePlan, dataset: DatasetRecord) -> None:
+    """Put the three files at a dataset whose parts are all there. Raises DatasetError where others are."""
+    grid = sheet.class_rows(out_url, dataset, SPLIT, _COLUMNS, _ROWS if dataset.classes else _ROWS_UNLABELLED)
+    name = f"synthetic-{plan.snapshot_digest[:12]}"
+    description = f"{dataset.num_samples(SPLIT):,} images of {plan.resolution}² pixels, made by a GAN."
+    files = {
+        "samples.png": images.encode(grid, "png", 100),
+        "croissant.json": croissant.describe(dataset, name, description),
+        "README.md": readme(plan, dataset, name).encode(),
+    }
+    assert set(files) == set(record.DESCRIPTIONS)
+    for file, data in files.items():
+        if storage.put_if_absent(storage.join(out_url, file), data) is storage.Put.OTHER:
+            raise record.DatasetError(f"{out_url}: holds another {file}; choose an empty output URL")
+
+
+def readme(plan: GeneratePlan, dataset: DatasetRecord, name: str) -> str:
+    """The dataset card, in Markdown."""
+    return "\n".join(_lines(plan, dataset, name)) + "\n"
+
+
+def _lines(plan: GeneratePlan, dataset: DatasetRecord, name: str) -> Iterator[str]:
+    config = plan.config
+    colour = "grey" if plan.channels == 1 else "RGB"
+    yield from (f"# {name}", "", "![samples, a row a class](samples.png)", "")
+    yield f"{config.num_images:,} synthetic images: {plan.resolution}² {colour}, {config.image_format}, in"
+    yield f"{plan.num_shards:,} WebDataset shards of {config.shard_size:,}."
+    yield from ("", "| | |", "|---|---|")
+    yield from (f"| {name} | {value} |" for name, value in _settings(plan, dataset.lineage).items())
+    if plan.classes:
+        yield from ("", "| label | class |", "|---|---|")
+        yield from (f"| {label} | {one} |" for label, one in enumerate(plan.classes))
+    yield from ("", "To read it:", "", "```python", "import webdataset")
+    yield f'shards = "{SPLIT}/shard-{{000000..{plan.num_shards - 1:06d}}}.tar"'
+    yield 'for sample in webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"):'
+    yield from ('    print(sample["__key__"])', "```", "")
+    yield "`dataset.json` names the parts of the index and their digests; `croissant.json` describes it to other tools;"
+    yield "`ganymede verify` reads it all again. Image i depends on the snapshot, the seed and i alone."
+
+
+def _settings(plan: GeneratePlan, lineage: Mapping[str, Any]) -> Mapping[str, str]:
+    config = plan.config
+    counts = f"{', '.join(map(str, config.class_counts))} of each" if config.class_counts else "in turn"
+    training = lineage.get("training", {})
+    shown = {
+        "snapshot": plan.snapshot_digest,
+        "seed": str(config.seed),
+        "classes": counts if plan.classes else "none",
+        "truncation": f"{config.truncation:g}",
+        "trained on dataset": training.get("dataset_digest", "unknown"),
+        "training run": training.get("training_run", "unknown"),
+        "images seen in training": f"{lineage['cur_nimg']:,}" if "cur_nimg" in lineage else "unknown",
+        "made by": f"ganymede {lineage.get('code_version', '')}".rstrip(),
+        "settings": f"`{json.dumps(plan.to_dict()['config'], sort_keys=True)}`",
+    }
+    return shown
