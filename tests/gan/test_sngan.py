@@ -62,6 +62,13 @@ def test_labels_change_what_g_makes_and_d_thinks() -> None:
     assert not torch.allclose(D.eval()(image, zeros), D(image, zeros + 1))
 
 
+def test_the_first_block_sees_the_image_itself() -> None:
+    """No ReLU before it: dark images are not all alike."""
+    _, D = build(SMALL, ImageShape(resolution=16, channels=1, num_classes=0), seed=0)
+    dark = [D.eval()(torch.full((1, 1, 16, 16), value), torch.zeros(1, dtype=torch.int64)) for value in (-0.5, -0.9)]
+    assert not torch.allclose(*dark)
+
+
 def test_class_gains_and_biases_by_hand() -> None:
     norm = sngan.ClassBatchNorm(2, num_classes=2)
     with torch.no_grad():

@@ -145,11 +145,15 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path, reader: ChunkRe
         train(other, reader)
 
 
-def test_too_many_unreadable_samples_stop_the_run(tmp_path: Path, reader: ChunkReader) -> None:
+@pytest.mark.parametrize("d_steps", [1, 3])
+def test_too_many_unreadable_samples_stop_the_run(tmp_path: Path, reader: ChunkReader, d_steps: int) -> None:
+    """One in eight of those that were read, however many batches an iteration takes."""
+    step = StepConfig(precision="fp32", d_steps=d_steps)
     bad = (dataclasses.replace(batch, replaced=("why",)) for batch in batches_from(reader, 0))
     outlets = Outlets(progress=lambda *_: None, report=lambda _: None)
+    spec = dataclasses.replace(spec_of(str(tmp_path / "run"), reader), step=step)
     with pytest.raises(InputError, match=r"12\.5% of the samples"):
-        loop.run(spec_of(str(tmp_path / "run"), reader), WORLD, None, bad, outlets)
+        loop.run(spec, WORLD, None, bad, outlets)
 
 
 def test_an_iteration_takes_the_batches_its_step_wants(tmp_path: Path, reader: ChunkReader) -> None:
