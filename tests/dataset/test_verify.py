@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import snapshot
-from pipeline.dataset import record, verify
+from pipeline.dataset import part, record, verify
 from pipeline.dataset.record import DatasetRecord, Part
 from tests.generate.test_generate import make_snapshot, plan_of, write_all
 from tests.small import make_dataset, shard_bytes
@@ -23,7 +23,7 @@ def url(tmp_path: Path) -> str:
 
 def problems(url: str, dataset: DatasetRecord | None = None) -> list[str]:
     dataset = dataset or record.read(url)[0]
-    found = [verify.check_part(url, dataset, "train", part) for part in dataset.splits["train"]]
+    found = [verify.check_part(url, dataset, "train", listed) for listed in dataset.splits["train"]]
     return verify.check_whole(url, found)
 
 
@@ -88,6 +88,28 @@ def test_swapped_shards_are_told(url: str) -> None:
     shard(url, 0).write_bytes(other)
     shard(url, 1).write_bytes(one)
     assert {problem.split("train/")[1][:16] for problem in problems(url)} == {"shard-000000.tar", "shard-000001.tar"}
+
+
+def test_a_sample_that_the_index_does_not_know_is_told(url: str) -> None:
+    shard(url).write_bytes(shard_bytes(0, 31, 16))  # the first 30 lie where they lay
+    assert problems(url) == ["train/shard-000000.tar: 31 samples, 30 in the index"]
+
+
+def test_a_sample_that_only_the_index_knows_is_told(url: str) -> None:
+    shard(url).write_bytes(shard_bytes(0, 29, 16))
+    (first, _) = problems(url)
+    assert "1 samples of the index are not in it, e.g. 000000029" in first
+
+
+def test_rows_listed_twice_are_told(url: str) -> None:
+    dataset = record.read(url)[0]
+    first, second = dataset.splits["train"]
+    rows = verify._rows(f"{url}/train/{first.name}", first)
+    path = Path(url) / "train" / first.name
+    path.write_bytes(part.encode_part([rows, rows]))
+    twice = part.describe_part(first.name, path.read_bytes())
+    changed = dataclasses.replace(dataset, splits={"train": (twice, second)})
+    assert any("keys are not in order, or one is there twice" in one for one in problems(url, changed))
 
 
 def test_parts_listed_twice_or_in_another_order_are_told(url: str) -> None:
