@@ -146,22 +146,17 @@ def _colour(image: torch.Tensor, draws: _Draws, config: AugmentConfig) -> torch.
     brightness = draws.gated(config.colour, draws.normal() * _BRIGHTNESS_STD)[:, None, None]
     contrast = torch.exp2(draws.gated(config.colour, draws.normal() * _CONTRAST_STD))[:, None, None]
     swapped = draws.gated(config.colour, (draws.uniform() * 2).floor())[:, None, None]
-    hue = draws.gated(config.colour, (draws.uniform() * 2 - 1) * math.pi)
+    hue = draws.gated(config.colour, (draws.uniform() * 2 - 1) * math.pi)[:, None, None]
     saturation = torch.exp2(draws.gated(config.colour, draws.normal() * _SATURATION_STD))[:, None, None]
     pixels = image.flatten(2)
     grey = pixels.mean(dim=1, keepdim=True)
     around = (1 - 2 * swapped) * grey
     if image.shape[1] == 3:
-        around = around + saturation * (_hue(hue, image.dtype) @ (pixels - grey))
+        tint = pixels - grey
+        # A turn about the grey axis k = (1, 1, 1) / √3, across which k × v is (v₃ − v₂, v₁ − v₃, v₂ − v₁) / √3.
+        across = (tint.roll(1, dims=1) - tint.roll(-1, dims=1)) / math.sqrt(3)
+        around = around + saturation * (hue.cos() * tint + hue.sin() * across)
     return (contrast * (around + brightness)).to(image.dtype).view_as(image)
-
-
-def _hue(angle: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rotation of RGB about the grey axis: [N] → [N, 3, 3] (Rodrigues' formula)."""
-    axis = torch.full((3, 3), 1 / 3, device=angle.device)
-    across = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / math.sqrt(3)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    return (cos * torch.eye(3, device=angle.device) + (1 - cos) * axis + sin * across).to(dtype)
 
 
 def _cutout(image: torch.Tensor, draws: _Draws, config: AugmentConfig) -> torch.Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu, softplus
 
-from pipeline.gan import augment, step
+from pipeline.gan import augment, bench, step
 from pipeline.gan.augment import AugmentConfig
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
+from pipeline.gan.presets import RECIPES
 from pipeline.gan.step import Networks, Now, Rows, StepConfig
 from tests.gan.noises import RowNoise
 
@@ -350,6 +351,21 @@ def test_bf16_stays_near_fp32(network: NetworkConfig) -> None:
     for name, value in exact.items():
         if name != "real_sign":
             assert half[name] == pytest.approx(value, rel=0.05, abs=0.1)  # bf16 has 8 bits of precision
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_gpu_within_an_iteration() -> None:
+    """PyTorch itself raises where an operation makes the host wait."""
+    device = torch.device("cuda")
+    config = StepConfig(loss="relativistic", penalty="r1_r2", augment=AugmentConfig(mode="fixed", p=(0.5,)))
+    shape = ImageShape(resolution=32, channels=3, num_classes=2)
+    side = bench.our_side("ours", dataclasses.replace(RECIPES["r3gan-tiny"], step=config), shape, 8, device)
+    side.iterate()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        side.iterate()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.slow

@@ -143,7 +143,9 @@ class _Upsample(torch.autograd.Function):
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
-        row = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
+        # Filled on the device: a list from the host would make it wait for the kernels before.
+        row = torch.full((4,), 1 / 8, device=x.device, dtype=x.dtype)
+        row[1:3] = 3 / 8
         low_pass = torch.outer(row, row).expand(x.shape[1], 1, 4, 4)
         return functional.conv2d(x, low_pass, stride=2, padding=1, groups=x.shape[1])
 
