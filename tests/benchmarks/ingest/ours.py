@@ -141,7 +141,9 @@ def _memory_mb() -> dict[str, float]:
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     time.sleep(_SETTLE_SEC)
-    store = get_memory_info_reply(get_state_from_address()).store_stats
+    # By address: another Ray on this machine would make it ask which one is meant.
+    address = ray.get_runtime_context().gcs_address
+    store = get_memory_info_reply(get_state_from_address(address)).store_stats
     (splitter,) = _below(os.getpid(), b"ray::SplitCoordinator")
     return {
         "driver": _private_mb(os.getpid()),
