@@ -1,6 +1,8 @@
 """A tree of image files, in a folder or a zip: split folders, then class folders, or neither."""
 
+import errno
 import functools
+import lzma
 import weakref
 import zipfile
 import zlib
@@ -91,7 +93,12 @@ def read_member(url: str, name: str) -> bytes:
     """A member of a zip, unpacked. Raises ItemError, SourceError."""
     try:
         return _zip(url).read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except OSError as error:
+        # bz2 raises it without a number, and a place before the file's start gives EINVAL; the rest is the disk's.
+        if error.errno not in (None, errno.EINVAL):
+            raise SourceError(f"source {url} cannot be read: {error.strerror}; check the disk, run again") from error
+        raise ItemError(f"cannot unpack: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, NotImplementedError) as error:
         raise ItemError(f"cannot unpack: {error}") from error
     except KeyError as error:
         raise SourceError(f"source {url} lost its member {name}; leave the source alone") from error

@@ -1,5 +1,6 @@
 """Folders and zips of images: which split and class a file belongs to, and hostile archives."""
 
+import errno
 import zipfile
 from pathlib import Path
 
@@ -121,3 +122,35 @@ def test_zip_member_over_the_cap_is_one_bad_item(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sources, "MAX_ITEM_BYTES", 10)
     with pytest.raises(ItemError, match="more than the 10 allowed"):
         _read_all(source)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_member_is_a_bad_item_however_it_is_packed(tmp_path: Path, method: int) -> None:
+    """Or whole all the same: LZMA's header has bytes that nobody reads."""
+    whole, refused = bytes(range(256)) * 4, 0
+    for offset in range(0, 60, 3):
+        path = tmp_path / f"{method}-{offset}.zip"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("cat/1.png", whole)
+            place = archive.getinfo("cat/1.png").header_offset
+        data = bytearray(path.read_bytes())
+        start = place + 30 + len("cat/1.png")
+        data[start + offset] ^= 0xFF
+        path.write_bytes(data)
+        try:
+            assert tree.read_member(str(path), "cat/1.png") == whole
+        except ItemError:
+            refused += 1
+    assert refused >= 15
+
+
+def test_a_failing_disk_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("cat/1.png", b"x")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", fail)
+    with pytest.raises(SourceError, match="cannot be read: Input/output error"):
+        tree.read_member(str(tmp_path / "a.zip"), "cat/1.png")
