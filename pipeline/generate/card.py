@@ -17,7 +17,7 @@ _COLUMNS, _ROWS, _ROWS_UNLABELLED = 10, 20, 1
 
 
 def write(out_url: str, plan: GeneratePlan, dataset: DatasetRecord) -> None:
-    """Put the three files at a dataset whose parts are all there. Raises DatasetError where others are."""
+    """Put the three files at a dataset whose parts are all there; what is there stays, an earlier version's too."""
     grid = sheet.class_rows(out_url, dataset, SPLIT, _COLUMNS, _ROWS if dataset.classes else _ROWS_UNLABELLED)
     name = f"synthetic-{plan.snapshot_digest[:12]}"
     description = f"{dataset.num_samples(SPLIT):,} images of {plan.resolution}² pixels, made by a GAN."
@@ -28,8 +28,7 @@ def write(out_url: str, plan: GeneratePlan, dataset: DatasetRecord) -> None:
     }
     assert set(files) == set(record.DESCRIPTIONS)
     for file, data in files.items():
-        if storage.put_if_absent(storage.join(out_url, file), data) is storage.Put.OTHER:
-            raise record.DatasetError(f"{out_url}: holds another {file}; choose an empty output URL")
+        storage.put_if_absent(storage.join(out_url, file), data)
 
 
 def readme(plan: GeneratePlan, dataset: DatasetRecord, name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import images, snapshot, storage
 from pipeline.dataset import record
-from pipeline.dataset.record import DatasetError, DatasetRecord, Part
+from pipeline.dataset.record import DatasetRecord, Part
 from pipeline.generate import card
 from pipeline.generate.plan import GeneratePlan
 from tests.generate.test_generate import make_snapshot, plan_of, write_all
@@ -67,13 +67,12 @@ def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     assert grid.shape == (3 * 16, 10 * 16, 1)
 
 
-def test_equal_runs_write_equal_cards_and_another_is_refused(tmp_path: Path) -> None:
+def test_equal_runs_write_equal_cards_and_one_that_is_there_stays(tmp_path: Path) -> None:
     found = [make(tmp_path / name, ("circle", "square", "star")) for name in ("a", "b")]
     for name in record.DESCRIPTIONS:
         first, second = (storage.read(f"{out}/{name}") for _, _, out in found)
         assert first == second
     plan, dataset, out = found[0]
-    card.write(out, plan, dataset)  # again: nothing to do
-    storage.put(f"{out}/README.md", b"mine")
-    with pytest.raises(DatasetError, match=r"holds another README\.md"):
-        card.write(out, plan, dataset)
+    storage.put(f"{out}/README.md", b"an earlier version's")
+    card.write(out, plan, dataset)
+    assert storage.read(f"{out}/README.md") == b"an earlier version's"
