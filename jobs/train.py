@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from jobs import cli, recipes
 from jobs.foreign import find_dataset
@@ -18,6 +19,7 @@ from pipeline.config import to_dict, to_yaml
 from pipeline.dataset import record
 from pipeline.dataset.foreign import ForeignConfig
 from pipeline.dataset.index import IndexReader, open_split
+from pipeline.gan import precision
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, shape_for
 from pipeline.gan.step import StepConfig
 from pipeline.stream import chunk
@@ -76,6 +78,7 @@ def run(job: TrainJob, terminal: Terminal) -> int:
         terminal.line(f"train: already done, {start.cur_nimg:,} images seen: {job.out}")
         return cli.EXIT_DONE
     storage.probe(job.out)
+    _say_precision(job, terminal)
     start_ray(terminal)
     workers = fit_workers(job.workers, spec.train.num_lanes, ray.cluster_resources())
     with Ownership(job.out) as owner:
@@ -97,6 +100,13 @@ def run(job: TrainJob, terminal: Terminal) -> int:
     rate = f", {log.read_stats(job.out)[-1]['img_per_sec']:.0f} img/s" if done.cur_nimg > at else ""
     terminal.line(f"train: {done.cur_nimg:,} images seen{rate}: {job.out}")
     return cli.EXIT_DONE
+
+
+def _say_precision(job: TrainJob, terminal: Terminal) -> None:
+    """Of this machine's CPU; a worker elsewhere tells of its own in the events."""
+    wanted = job.step.precision
+    if not job.workers.use_gpu and precision.supported(wanted, torch.device("cpu")) != wanted:
+        terminal.warn(f"this CPU only emulates {wanted}: training computes in fp32, and slower")
 
 
 class _Follow:

@@ -57,7 +57,7 @@ class Result:
 
     img_per_sec: float
     memory_bytes: int
-    """Peak on a GPU; 0 on a CPU."""
+    """Peak on a GPU, with the weights of the sides that wait; 0 on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)

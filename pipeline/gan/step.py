@@ -61,7 +61,7 @@ class StepConfig:
     compile: bool = False
     """torch.compile, but for D where a penalty needs its second derivative. Pays on GPUs."""
     micro_batch: int = 0
-    """Most rows of a forward pass of one worker; gradients of its further rows are added up. 0: all at once."""
+    """Most rows of a forward pass of one worker, the gradients being added up; batch norm sees so many. 0: all."""
 
     def __post_init__(self) -> None:
         pairs = {name: getattr(self, name) for name in _SCHEDULED} | {"augment.p": self.augment.p}

@@ -14,6 +14,7 @@ import pytest
 
 from jobs import cli, generate, run, train
 from jobs.cli import Verb
+from jobs.terminal import Terminal
 from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.stream.batches import rank_batches
@@ -72,6 +73,17 @@ def test_train_refuses_a_dataset_without_the_classes_a_preset_wants(
     make_dataset(str(tmp_path / "data"), classes=())
     words = ["--dataset", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--network.labels", "required"]
     assert "the dataset has no classes; prepare it" in refused(capsys, train.VERB, words)
+
+
+def test_a_cpu_without_bf16_is_told_before_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = train.TrainJob(dataset="d", out="o")
+    fp32 = dataclasses.replace(job, step=dataclasses.replace(job.step, precision="fp32"))
+    for found, one, told in (({"avx512_bf16": True}, job, False), ({}, job, True), ({}, fp32, False)):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=found: found)
+        train._say_precision(one, Terminal("train"))
+        assert ("computes in fp32" in capsys.readouterr().err) == told
 
 
 def test_train_refuses_what_is_no_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
