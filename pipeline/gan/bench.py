@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ _SHAPES: Mapping[str, tuple[int, int, int]] = {
 }
 """Resolution, channels, classes that a preset is measured with."""
 CPU_PRESETS = ("dcgan", "sngan", "r3gan-tiny")
+_SIDES = ("ours", "ours, finite differences", "ours, compiled", "ours, finite differences, compiled")
 _CUDA_PRESETS = ("dcgan", "sngan", "r3gan-cifar10", "r3gan-ffhq256")
 
 
@@ -96,6 +97,7 @@ def our_side(name: str, recipe: Recipe, shape: ImageShape, batch_size: int, devi
     rows = _rows(shape, batch_size, device)
 
     def iterate() -> None:
+        torch.backends.cudnn.allow_tf32 = False  # as training has it
         values = step.now(config, 0, 0.0)
         step.iterate(nets, [rows] * config.real_batches, config, values, scale=1 / batch_size)
         step.update_ema(nets, 10**9, batch_size, 10.0, config.ema_ramp)
@@ -109,7 +111,12 @@ def plain_side(recipe: Recipe, shape: ImageShape, batch_size: int, device: torch
     trainer = PlainTrainer(G, D, recipe.step, device)
     rows = _rows(shape, batch_size, device)
     image = rows.real_img.contiguous()
-    return Side(name="plain", iterate=lambda: trainer.iterate(image, rows.label))
+
+    def iterate() -> None:
+        torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which a tutorial leaves alone
+        trainer.iterate(image, rows.label)
+
+    return Side(name="plain", iterate=iterate)
 
 
 def _rows(shape: ImageShape, batch_size: int, device: torch.device) -> Rows:
@@ -120,17 +127,31 @@ def _rows(shape: ImageShape, batch_size: int, device: torch.device) -> Rows:
 
 
 def measure(
-    sides: list[Side], batch_size: int, device: torch.device, rounds: int, window_sec: float
+    sides: list[Side],
+    batch_size: int,
+    device: torch.device,
+    rounds: int,
+    window_sec: float,
+    say: Callable[[str], None],
 ) -> dict[str, list[Result]]:
-    """Images a second of each side, a result a round."""
-    for side in sides:
-        for _ in range(2):
-            side.iterate()
+    """Images a second of each side, a result a round; says each as it comes."""
     found: dict[str, list[Result]] = {side.name: [] for side in sides}
-    for _ in range(rounds):
+    for number in range(rounds):
         for side in sides:
+            started = time.perf_counter()
+            if number == 0:
+                _warm_up(side, device)
+            ready = time.perf_counter() - started
             found[side.name].append(_window(side, batch_size, device, window_sec))
+            rate = found[side.name][-1].img_per_sec
+            say(f"  round {number + 1} of {rounds}: {side.name} {rate:,.1f} img/s, ready in {ready:.1f} s")
     return found
+
+
+def _warm_up(side: Side, device: torch.device) -> None:
+    for _ in range(2):
+        side.iterate()
+    _finish(device)
 
 
 def _window(side: Side, batch_size: int, device: torch.device, window_sec: float) -> Result:
@@ -174,9 +195,16 @@ class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.total += _of_convolution_backward(args[0], args[2], args[-1])
+        elif count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def _of_convolution_backward(g: torch.Tensor, w: torch.Tensor, output_mask: Sequence[bool]) -> int:
+    """As many as forward for each of image and weight. PyTorch's formula takes a weight's groups for one."""
+    return sum(output_mask[:2]) * 2 * g.numel() * w[0].numel()
 
 
 def _variants(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Recipe]]:
@@ -191,18 +219,27 @@ def _variants(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Recip
 
 
 def bench_preset(
-    name: str, device: torch.device, *, batch_size: int, rounds: int, window_sec: float, say: Callable[[str], None]
+    name: str,
+    device: torch.device,
+    *,
+    batch_size: int,
+    rounds: int,
+    window_sec: float,
+    only: Sequence[str],
+    say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Measure one preset; returns its ratios to the plain version."""
+    """Measure one preset; returns its ratios to the plain version. `only`: these of our sides; empty: all."""
     recipe = presets.RECIPES[name]
     resolution, channels, classes = _SHAPES[name]
     shape = ImageShape(resolution=resolution, channels=channels, num_classes=classes)
     batch_size = batch_size or recipe.batch_size
     sides = [plain_side(recipe, shape, batch_size, device)]
-    sides += [our_side(one, varied, shape, batch_size, device) for one, varied in _variants(recipe, device)]
+    for one, varied in _variants(recipe, device):
+        if not only or one in only:
+            sides.append(our_side(one, varied, shape, batch_size, device))
     flops = flops_per_image(recipe, shape, batch_size, device)
-    found = measure(sides, batch_size, device, rounds, window_sec)
     say(f"{name}: {shape.resolution}² × {shape.channels}, batch {batch_size}, {flops / 1e9:.2f} GFLOP an image")
+    found = measure(sides, batch_size, device, rounds, window_sec, say)
     rates = {one: statistics.median(result.img_per_sec for result in results) for one, results in found.items()}
     for one, rate in rates.items():
         tflops, peak = rate * flops / 1e12, _peak(device)
@@ -232,18 +269,26 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.gan.bench", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--preset", action="append", choices=sorted(_SHAPES), help="measure this one; may be repeated")
+    parser.add_argument("--side", action="append", choices=_SIDES, help="of our sides, this one; may be repeated")
     parser.add_argument("--batch-size", type=int, default=0, help="instead of the preset's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window-sec", type=float, default=10.0, help="of each side in each round")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
+    torch.backends.cudnn.benchmark = True
     say = functools.partial(print, flush=True)
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     say(f"{kind}, torch {torch.__version__}, our step in {precision.supported('bf16', device)}")
     ratios: dict[str, float] = {}
     for name in options.preset or (_CUDA_PRESETS if device.type == "cuda" else CPU_PRESETS):
         ratios |= bench_preset(
-            name, device, batch_size=options.batch_size, rounds=options.rounds, window_sec=options.window_sec, say=say
+            name,
+            device,
+            batch_size=options.batch_size,
+            rounds=options.rounds,
+            window_sec=options.window_sec,
+            only=options.side or (),
+            say=say,
         )
     say(json.dumps({"bench": "train", "ratios": {key: round(value, 3) for key, value in ratios.items()}}))
 

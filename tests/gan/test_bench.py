@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.gan import bench, step
 from pipeline.gan.bench_plain import PlainTrainer, plain_layers
 from pipeline.gan.networks.build import ImageShape, build
+from pipeline.gan.networks.convolution import Conv2d
 from pipeline.gan.presets import RECIPES, Recipe
 from pipeline.gan.step import Rows
 from tests.gan.noises import RowNoise
@@ -96,3 +97,20 @@ def test_it_prints_json_last(capsys: pytest.CaptureFixture[str]) -> None:
     assert last["bench"] == "train"
     assert set(last["ratios"]) == {"r3gan-tiny_vs_plain", "r3gan-tiny_finite_difference_vs_plain"}
     assert all(ratio > 0 for ratio in last["ratios"].values())
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_operations_are_counted_by_hand_too(groups: int) -> None:
+    """A grouped convolution, its two gradients, and what a penalty adds to them."""
+    conv = Conv2d(8, 8, 3, padding=1, groups=groups, bias=False)
+    image = torch.randn(2, 8, 4, 4, requires_grad=True)
+    forward = 2 * (2 * 8 * 4 * 4) * (8 // groups * 9)
+    with bench._Flops() as counter:
+        conv(image).sum().backward()
+    assert counter.total == 3 * forward
+    with bench._Flops() as counter:
+        (slope,) = torch.autograd.grad(conv(image).square().sum(), image, create_graph=True)
+        of_slope = counter.total
+        slope.square().sum().backward()
+    assert of_slope == 3 * forward  # the gradient of the weight too, which only the step leaves out
+    assert counter.total == (3 + 4) * forward  # of the slope in g and w; of the output in w and, as the image asks, x

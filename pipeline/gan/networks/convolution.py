@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.gan.networks import grouped
 from pipeline.gan.precision import as_autocast
 
 _images_only = 0
@@ -49,7 +50,10 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, geometry: Any) -> torch.Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
-        return torch.ops.aten.convolution(x, w, b, *geometry)
+        if not _pays(x, w, geometry):
+            return torch.ops.aten.convolution(x, w, b, *geometry)
+        out = grouped.convolve(x, w, geometry[-1])
+        return out if b is None else out + b[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -68,6 +72,8 @@ class _OfX(torch.autograd.Function):
     def forward(ctx: Any, g: torch.Tensor, w: torch.Tensor, x: torch.Tensor, geometry: Any) -> torch.Tensor:
         ctx.save_for_backward(g, w)
         ctx.geometry = geometry
+        if _pays(g, w, geometry):
+            return grouped.of_x(g, w, geometry[-1])
         backward = torch.ops.aten.convolution_backward
         out: torch.Tensor = backward(g, x, w, None, *geometry, (True, False, False))[0]
         return out
@@ -88,6 +94,8 @@ class _OfW(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, g: torch.Tensor, w: torch.Tensor, geometry: Any) -> torch.Tensor:
         ctx.save_for_backward(x, g)
         ctx.geometry = geometry
+        if _pays(x, w, geometry):
+            return grouped.of_w(x, g, geometry[-1]).contiguous(memory_format=memory_format(w))
         backward = torch.ops.aten.convolution_backward
         out: torch.Tensor = backward(g, x, w, None, *geometry, (False, True, False))[1]
         return out
@@ -98,6 +106,11 @@ class _OfW(torch.autograd.Function):
         for_x, for_g, _, _ = ctx.needs_input_grad
         of_x = _of_x(g, gg, x, ctx.geometry) if for_x else None
         return of_x, _convolution(x, gg, ctx.geometry) if for_g else None, None, None
+
+
+def _pays(x: torch.Tensor, w: torch.Tensor, geometry: Any) -> bool:
+    stride, padding, *_, groups = geometry
+    return grouped.pays(x, w, groups, stride, padding)
 
 
 def _convolution(x: torch.Tensor, w: torch.Tensor, geometry: Any) -> torch.Tensor:
@@ -133,7 +146,7 @@ class _Upsample(torch.autograd.Function):
         # Inside, the filter is bilinear interpolation; a border of zeros makes it so at the edge.
         padded = functional.pad(x, (1, 1, 1, 1))
         larger = functional.interpolate(padded, scale_factor=2, mode="bilinear", align_corners=False)
-        return larger[:, :, 2:-2, 2:-2].contiguous(memory_format=_format(x))
+        return larger[:, :, 2:-2, 2:-2].contiguous(memory_format=memory_format(x))
 
     @staticmethod
     def backward(_: Any, *gradients: torch.Tensor) -> torch.Tensor:
@@ -154,6 +167,7 @@ class _Downsample(torch.autograd.Function):
         return upsample(gradients[0]) / 4
 
 
-def _format(x: torch.Tensor) -> torch.memory_format:
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """How the values of x lie: channels-last or contiguous."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.gan.networks.convolution import Conv2d, downsample, upsample
+from pipeline.gan.networks.convolution import Conv2d, downsample, memory_format, upsample
 from pipeline.gan.precision import as_autocast, at_least_float32, full_precision
 
 _SLOPE, _EXPANSION, _STEM_PX = 0.2, 2, 4
@@ -58,7 +58,13 @@ class Generator(nn.Module):
             z = torch.cat([z, self.embed(label)], dim=1)
         with full_precision(z):
             stem = self.start * self.scale(z)[:, :, None, None]
+        # A sum lies as its first term does: without this, everything that a block adds to would be copied to NCHW.
+        stem = stem.contiguous(memory_format=self._memory_format())
         return at_least_float32(_through(stem, self.stages, self.in_float32))
+
+    def _memory_format(self) -> torch.memory_format:
+        mix = next(module.mix for module in self.modules() if isinstance(module, Block))
+        return memory_format(mix.weight)
 
 
 class Discriminator(nn.Module):
