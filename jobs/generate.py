@@ -99,6 +99,7 @@ def _plan(job: GenerateJob, source: snapshot.Snapshot) -> GeneratePlan:
         channels=source.config.shape.channels,
         z_dim=source.config.network.z_dim,
         classes=source.config.classes,
+        dataset_counts=source.config.class_counts,
     )
 
 

@@ -147,6 +147,7 @@ def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
         dataset_digest=digest,
         shape=shape,
         classes=dataset.classes if shape.num_classes else (),
+        class_counts=dataset.class_counts.get(job.split, ()) if shape.num_classes else (),
         network=job.network,
         step=job.step,
         train=job.train,

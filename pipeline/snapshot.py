@@ -45,6 +45,13 @@ class SnapshotConfig:
     """bf16 or fp32, as it was trained."""
     lineage: Mapping[str, Any]
     """Training run, dataset digest, code version."""
+    class_counts: tuple[int, ...] = ()
+    """Samples of each class in the split that was learnt from, by label; empty: unconditional, or not known."""
+
+    def __post_init__(self) -> None:
+        counts = self.class_counts
+        if counts and (len(counts) != len(self.classes) or min(counts) < 0):
+            raise ConfigError(f"class_counts must be {len(self.classes)} numbers, one a class, none below 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,7 @@ def save(run_url: str, config: SnapshotConfig, G_ema: torch.nn.Module, D: torch.
         "cur_nimg": config.cur_nimg,
         "precision": config.precision,
         "lineage": dict(config.lineage),
+        "class_counts": list(config.class_counts),
         "weights": {name: hashlib.sha256(data).hexdigest() for name, data in weights.items()},
     }
     data = canonical_json(body)
@@ -111,6 +119,7 @@ def load(url: str) -> Snapshot:
             cur_nimg=int(body["cur_nimg"]),
             precision=str(body["precision"]),
             lineage=body["lineage"],
+            class_counts=tuple(map(int, body.get("class_counts", ()))),  # an earlier version does not say
         )
         wanted = {name: str(body["weights"][name]) for name in _WEIGHTS}
         G_ema, D = build(config.network, config.shape, seed=0)

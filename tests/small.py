@@ -61,7 +61,8 @@ def make_dataset(
         name = index.part_name(number // 2)
         storage.put_if_absent(storage.join(url, "train", name), data)
         parts.append(part.describe_part(name, data))
-    runs = mixing.label_runs(table["label"] for table in tables)
+    tally = mixing.tally_pieces(table["label"] for table in tables)
+    runs = tally.label_runs()
     result = DatasetRecord(
         channels=1,
         resolution=resolution,
@@ -69,6 +70,7 @@ def make_dataset(
         classes=classes,
         splits={"train": tuple(parts)},
         label_runs={"train": runs} if runs else {},
+        class_counts={"train": tally.class_counts(range(len(classes)))} if classes else {},
     )
     record.commit(url, result)
     return result

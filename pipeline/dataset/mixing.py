@@ -1,8 +1,10 @@
-"""How well the samples of a split are mixed: how long runs of one class are in the order of the index."""
+"""What the labels of a split tell, counted in one pass in the order of the index: how many samples each class has, and
+how well they are mixed, that is how long runs of one class are.
+"""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +33,10 @@ class LabelTally:
         counts.update(other.counts)
         return LabelTally(counts, self.runs + other.runs - joined, self.first, other.last)
 
+    def class_counts(self, labels: Sequence[object]) -> tuple[int, ...]:
+        """Samples of each class; `labels` are those of all classes as the column says them, in order."""
+        return tuple(self.counts.get(label, 0) for label in labels)
+
     def label_runs(self) -> LabelRuns | None:
         """The mean run, and what independent draws from the same frequencies would give; None without two classes."""
         if len(self.counts) < 2:
@@ -52,6 +58,11 @@ def tally(labels: pa.ChunkedArray) -> LabelTally:
     return LabelTally(counts, runs, names[codes[0]], names[codes[-1]])
 
 
+def tally_pieces(columns: Iterable[pa.ChunkedArray]) -> LabelTally:
+    """The tally of a label column that comes in pieces, in the order of the index."""
+    return sum(map(tally, columns), LabelTally({}))
+
+
 def label_runs(columns: Iterable[pa.ChunkedArray]) -> LabelRuns | None:
     """The runs of a split whose label column comes in pieces, in the order of the index."""
-    return sum(map(tally, columns), LabelTally({})).label_runs()
+    return tally_pieces(columns).label_runs()

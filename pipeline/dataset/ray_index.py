@@ -81,14 +81,17 @@ def build(
     made.sort(key=lambda one: one.unit.number)
     splits = {split: [one for one in made if one.unit.split == split] for split in {one.unit.split for one in made}}
     tallies = {split: sum((one.labels for one in own), LabelTally({})) for split, own in splits.items()}
+    classes = _classes(shards_url, made, config.label_field)
     dataset = DatasetRecord(
         channels=config.channels,
         resolution=config.resolution,
         image_format="mixed",
-        classes=_classes(shards_url, made, config.label_field),
+        classes=classes,
         splits={split: tuple(one.part for one in own) for split, own in splits.items()},
         lineage=lineage,
         label_runs={split: runs for split, tally in tallies.items() if (runs := tally.label_runs()) is not None},
+        # A part names its classes as `classes` does: they are made of what parts say.
+        class_counts={split: tally.class_counts(classes) for split, tally in tallies.items()} if classes else {},
         shards_url=shards_url,
     )
     samples = sum(one.part.rows for one in made)

@@ -68,6 +68,9 @@ class DatasetRecord:
     """Where the images came from."""
     label_runs: Mapping[str, LabelRuns] = dataclasses.field(default_factory=dict)
     """Split name → how its labels are mixed; a split without two classes is not there."""
+    class_counts: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Split name → its samples of each class, by label; a split of a dataset without classes, or one that an earlier
+    version described, is not there."""
     shards_url: str = ""
     """Where the shards lie that the index names; empty: in the folder of their split, beside the index."""
 
@@ -110,6 +113,8 @@ def _encode_split(record: DatasetRecord, name: str) -> dict[str, Any]:
     body: dict[str, Any] = {"parts": [dataclasses.asdict(part) for part in record.splits[name]]}
     if name in record.label_runs:
         body["label_runs"] = dataclasses.asdict(record.label_runs[name])
+    if name in record.class_counts:
+        body["class_counts"] = list(record.class_counts[name])
     return body
 
 
@@ -132,6 +137,11 @@ def decode(data: bytes, where: str) -> DatasetRecord:
                 for name, split in body["splits"].items()
                 if "label_runs" in split
             },
+            class_counts={
+                name: _decode_counts(split["class_counts"], len(body["classes"]))
+                for name, split in body["splits"].items()
+                if "class_counts" in split
+            },
             shards_url=body.get("shards_url", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -147,6 +157,12 @@ def _decode_part(body: Mapping[str, Any]) -> Part:
         if type(getattr(part, field.name)) is not field.type:
             raise TypeError(f"{field.name} of a part is {getattr(part, field.name)!r}")
     return part
+
+
+def _decode_counts(counts: Any, num_classes: int) -> tuple[int, ...]:
+    if len(counts) != num_classes or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError(f"class_counts of a split must be {num_classes} numbers, one a class, none below 0")
+    return tuple(counts)
 
 
 def read(url: str) -> tuple[DatasetRecord, str]:

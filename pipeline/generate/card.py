@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import images, storage
 from pipeline.dataset import croissant, record, sheet
 from pipeline.dataset.record import DatasetRecord
-from pipeline.generate.plan import GeneratePlan
+from pipeline.generate.plan import GenerateConfig, GeneratePlan
 from pipeline.generate.shard_writer import SPLIT
 
 _COLUMNS, _ROWS, _ROWS_UNLABELLED = 10, 20, 1
@@ -45,8 +45,9 @@ def _lines(plan: GeneratePlan, dataset: DatasetRecord, name: str) -> Iterator[st
     yield from ("", "| | |", "|---|---|")
     yield from (f"| {name} | {value} |" for name, value in _settings(plan, dataset.lineage).items())
     if plan.classes:
-        yield from ("", "| label | class |", "|---|---|")
-        yield from (f"| {label} | {one} |" for label, one in enumerate(plan.classes))
+        yield from ("", "| label | class | images |", "|---|---|---|")
+        counted = zip(plan.classes, plan.class_counts, strict=True)
+        yield from (f"| {label} | {one} | {count:,} |" for label, (one, count) in enumerate(counted))
     yield from ("", "To read it:", "", "```python", "import webdataset")
     yield f'shards = "{SPLIT}/shard-{{000000..{plan.num_shards - 1:06d}}}.tar"'
     yield 'for sample in webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"):'
@@ -57,12 +58,11 @@ def _lines(plan: GeneratePlan, dataset: DatasetRecord, name: str) -> Iterator[st
 
 def _settings(plan: GeneratePlan, lineage: Mapping[str, Any]) -> Mapping[str, str]:
     config = plan.config
-    counts = f"{', '.join(map(str, config.class_counts))} of each" if config.class_counts else "in turn"
     training = lineage.get("training", {})
     shown = {
         "snapshot": plan.snapshot_digest,
         "seed": str(config.seed),
-        "classes": counts if plan.classes else "none",
+        "classes": _how_chosen(config) if plan.classes else "none",
         "truncation": f"{config.truncation:g}",
         "trained on dataset": training.get("dataset_digest", "unknown"),
         "training run": training.get("training_run", "unknown"),
@@ -71,3 +71,10 @@ def _settings(plan: GeneratePlan, lineage: Mapping[str, Any]) -> Mapping[str, st
         "settings": f"`{json.dumps(plan.to_dict()['config'], sort_keys=True)}`",
     }
     return shown
+
+
+def _how_chosen(config: GenerateConfig) -> str:
+    """How images were given their classes, in words; the table of classes has the numbers."""
+    if config.labels == "as-dataset":
+        return "in the proportions of the dataset trained on"
+    return f"{', '.join(map(str, config.class_counts))} of each" if config.class_counts else "in turn"

@@ -1,8 +1,9 @@
 """What a generation run will make: pure, written before anything is made, and equal on every rerun."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +24,9 @@ class GenerateConfig:
     """Images to make."""
     seed: int = 0
     """Seed of the noise: image i depends on (snapshot, seed, i) only."""
-    labels: Literal["balanced"] = "balanced"
-    """Which class image i shows: balanced takes them in turn."""
+    labels: Literal["balanced", "as-dataset"] = "balanced"
+    """Which class image i shows: balanced takes them in turn, as-dataset gives each the share of the images that it has
+    of the dataset which was trained on, well mixed."""
     class_counts: tuple[int, ...] = ()
     """Images of each class, by label, well mixed; they must add up to num_images. Empty: as `labels` says."""
     truncation: float = 1.0
@@ -46,17 +48,27 @@ class GenerateConfig:
         for name in ("num_images", "shard_size", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.class_counts and (min(self.class_counts) < 0 or sum(self.class_counts) != self.num_images):
-            raise ConfigError(
-                f"class_counts {self.class_counts} must not be negative and must add up to num_images "
-                f"{self.num_images}, not {sum(self.class_counts)}"
-            )
-        if self.class_counts and self.num_images > _MAX_COUNTED_IMAGES:
-            raise ConfigError(f"num_images must be at most {_MAX_COUNTED_IMAGES} with class_counts")
+        self._check_classes()
         if self.truncation < 0:
             raise ConfigError(f"truncation must not be negative, and is {self.truncation}")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality must lie between 1 and 100, not {self.quality}")
+
+    def _check_classes(self) -> None:
+        counts = self.class_counts
+        if counts and self.labels == "as-dataset":
+            raise ConfigError(
+                "class_counts and labels as-dataset both say how many images a class has; give one of them"
+            )
+        if counts and (min(counts) < 0 or sum(counts) != self.num_images):
+            raise ConfigError(
+                f"class_counts {counts} must not be negative and must add up to num_images {self.num_images}, "
+                f"not {sum(counts)}"
+            )
+        if (counts or self.labels == "as-dataset") and self.num_images > _MAX_COUNTED_IMAGES:
+            raise ConfigError(
+                f"num_images must be at most {_MAX_COUNTED_IMAGES} with class_counts or labels as-dataset"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,12 +81,27 @@ class GeneratePlan:
     channels: int
     z_dim: int
     classes: tuple[str, ...]
+    dataset_counts: tuple[int, ...] = ()
+    """Samples of each class in the dataset that was trained on, by label; empty: not known."""
 
     def __post_init__(self) -> None:
+        if self.config.labels == "as-dataset":
+            self._check_dataset_counts()
         if self.config.class_counts and len(self.config.class_counts) != len(self.classes):
             raise ConfigError(
                 f"class_counts names {len(self.config.class_counts)} classes and the snapshot has {len(self.classes)}; "
                 "give one number for each"
+            )
+
+    def _check_dataset_counts(self) -> None:
+        assert len(self.dataset_counts) in (0, len(self.classes))
+        if not self.classes:
+            raise ConfigError("labels is as-dataset and the snapshot has no classes; set --generate.labels balanced")
+        if not any(self.dataset_counts):
+            raise ConfigError(
+                "labels is as-dataset and the snapshot does not say how many samples each class had: it or its dataset "
+                "was made by an earlier version; give the numbers with --generate.class-counts, or prepare and train "
+                "again"
             )
 
     @property
@@ -87,15 +114,21 @@ class GeneratePlan:
         start = shard * self.config.shard_size
         return np.arange(start, min(start + self.config.shard_size, self.config.num_images), dtype=np.int64)
 
+    @functools.cached_property
+    def class_counts(self) -> tuple[int, ...]:
+        """Images of each class, by label; empty without classes."""
+        if self.config.labels == "as-dataset":
+            return apportion(self.config.num_images, self.dataset_counts)
+        return self.config.class_counts or apportion(self.config.num_images, [1] * len(self.classes))
+
     def labels(self, seeds: NDArray[np.int64]) -> NDArray[np.int64]:
         """The class of image i: in turn, or so that each run of images has its share of every class; 0 without."""
-        counts = self.config.class_counts
-        if not counts:
+        if self.config.labels == "balanced" and not self.config.class_counts:
             return seeds % max(1, len(self.classes))
         # A step of about the golden ratio of the total, without a common factor, visits each place once and leaves no
         # part of the range for long; class c owns counts[c] places in a row. No table of all images is needed.
         places = seeds * _golden_step(self.config.num_images) % self.config.num_images
-        return np.searchsorted(np.cumsum(counts), places, side="right").astype(np.int64)
+        return np.searchsorted(np.cumsum(self.class_counts), places, side="right").astype(np.int64)
 
     def noise(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
         """z of image i, float32 [n, Z], from a stream keyed (seed, i)."""
@@ -104,13 +137,28 @@ class GeneratePlan:
 
     def to_dict(self) -> Mapping[str, Any]:
         """The plan as plan.json holds it: all that the stored bytes depend on."""
-        return {
+        body = {
             "config": to_dict(self.config),
             "snapshot_digest": self.snapshot_digest,
             "encoder": images.encoder(self.config.image_format),
             "threads_per_worker": 1,
             "compile": False,
         }
+        # Where the config does not say them already; so the plans of earlier versions stay what they are.
+        return body | {"class_counts": self.class_counts} if self.config.labels == "as-dataset" else body
+
+
+def apportion(total: int, weights: Sequence[int]) -> tuple[int, ...]:
+    """`total` shared out in proportion to whole weights, not all 0, by largest remainders: each share is its quota
+    rounded down or up, and of equal remainders the first is rounded up. No weights: no shares.
+    """
+    whole = sum(weights)
+    quotas = [divmod(total * weight, whole) for weight in weights]  # whole numbers: exact, whatever the size
+    shares = [share for share, _ in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda place: -quotas[place][1])  # stable: ties in order
+    for place in by_remainder[: total - sum(shares)]:
+        shares[place] += 1
+    return tuple(shares)
 
 
 def _golden_step(total: int) -> int:

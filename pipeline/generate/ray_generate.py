@@ -73,6 +73,7 @@ def generate(
         image_format=plan.config.image_format,
         classes=plan.classes,
         splits={SPLIT: parts},
+        class_counts={SPLIT: plan.class_counts} if plan.classes else {},
         lineage=lineage,
     )
     card.write(out_url, plan, result)

@@ -87,7 +87,7 @@ def prepare(
         on_progress(done.unit.stop - done.unit.start)
     rows = {split: _in_shard_order(made, split) for split in source.counts()}
     parts = {split: _write_parts(out_url, split, tables) for split, tables in rows.items()}
-    runs = {split: mixing.label_runs(table["label"] for table in tables) for split, tables in rows.items()}
+    tallies = {split: mixing.tally_pieces(table["label"] for table in tables) for split, tables in rows.items()}
     dataset = record.DatasetRecord(
         channels=config.channels,
         resolution=config.resolution,
@@ -95,7 +95,8 @@ def prepare(
         splits=parts,
         classes=source.classes,
         lineage=stored_lineage,
-        label_runs={split: found for split, found in runs.items() if found},
+        label_runs={split: runs for split, tally in tallies.items() if (runs := tally.label_runs()) is not None},
+        class_counts=_class_counts(tallies, len(source.classes)),
     )
     record.commit(out_url, dataset)
     return Summary(
@@ -211,6 +212,13 @@ def _from_row(batch: pa.Table) -> _Made:
 def _in_shard_order(made: Sequence[_Made], split: str) -> list[pa.Table]:
     """Index rows of each shard of a split."""
     return [m.rows for m in sorted(made, key=lambda m: m.unit.number) if m.unit.split == split]
+
+
+def _class_counts(tallies: Mapping[str, mixing.LabelTally], num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Stored samples of each class of each split; empty without classes."""
+    if not num_classes:
+        return {}
+    return {split: tally.class_counts(range(num_classes)) for split, tally in tallies.items()}
 
 
 def _write_parts(out_url: str, split: str, tables: Sequence[pa.Table]) -> tuple[record.Part, ...]:

@@ -97,6 +97,7 @@ class RunSpec:
     step: StepConfig
     train: TrainConfig
     lineage: Mapping[str, Any]
+    class_counts: tuple[int, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -320,6 +321,7 @@ class _Trainer:
             cur_nimg=self.cur_nimg,
             precision=self.step.precision,
             lineage=spec.lineage,
+            class_counts=spec.class_counts,
         )
         ownership.check(spec.run_url, spec.owner)
         url = snapshot.save(spec.run_url, config, self.nets.G_ema, self.nets.D)

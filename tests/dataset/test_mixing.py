@@ -1,4 +1,4 @@
-"""How well samples are mixed is counted exactly, in pieces of any size."""
+"""How many samples a class has and how well they are mixed are counted exactly, in pieces of any size."""
 
 import itertools
 import json
@@ -28,6 +28,7 @@ def test_pieces_count_as_the_whole(pieces: list[list[int | None]]) -> None:
     found = sum((tally(column(piece)) for piece in pieces), LabelTally({}))
     assert found.runs == len(list(itertools.groupby(whole)))
     assert found.counts == Counter(whole)
+    assert found.class_counts(range(4)) == tuple(whole.count(label) for label in range(4))
     names = [None if label is None else str(label) for label in whole]
     assert tally(pa.chunked_array([pa.array(names, pa.string())])).label_runs() == found.label_runs()
 
@@ -50,14 +51,26 @@ def test_the_record_keeps_it(tmp_path: Path) -> None:
     assert made.label_run_ratio("train") == 0.5  # classes in turn
     stored = json.loads((tmp_path / "dataset.json").read_bytes())
     assert stored["splits"]["train"]["label_runs"] == {"independent": 2.0, "mean": 1.0}
-    assert record.read(str(tmp_path))[0].label_run_ratio("train") == 0.5
+    assert stored["splits"]["train"]["class_counts"] == [50, 50]
+    assert record.read(str(tmp_path))[0] == made
+
+
+@pytest.mark.parametrize("counts", [[100], [101, -1], [50.0, 50.0], ["50", "50"], [True, True], {"0": 50}, None, 100])
+def test_counts_that_are_no_counts_are_refused(tmp_path: Path, counts: object) -> None:
+    make_dataset(str(tmp_path))
+    path = tmp_path / "dataset.json"
+    stored = json.loads(path.read_bytes())
+    stored["splits"]["train"]["class_counts"] = counts
+    path.write_text(json.dumps(stored))
+    with pytest.raises(record.DatasetError, match=r"dataset\.json: not a dataset record of ganymede"):
+        record.read(str(tmp_path))
 
 
 def test_a_record_that_says_nothing_of_it_is_read(tmp_path: Path) -> None:
     make_dataset(str(tmp_path))
     path = tmp_path / "dataset.json"
     stored = json.loads(path.read_bytes())
-    del stored["shards_url"], stored["splits"]["train"]["label_runs"]
+    del stored["shards_url"], stored["splits"]["train"]["label_runs"], stored["splits"]["train"]["class_counts"]
     for part in stored["splits"]["train"]["parts"]:
         for name in ("size_bytes", "footer_bytes", "footer_sha256"):
             del part[name]
@@ -65,6 +78,7 @@ def test_a_record_that_says_nothing_of_it_is_read(tmp_path: Path) -> None:
     old = record.read(str(tmp_path))[0]
     assert isinstance(old, DatasetRecord)
     assert old.label_run_ratio("train") == 1.0
+    assert old.class_counts == {}
     from pipeline.dataset.index import open_split
 
     assert open_split(str(tmp_path), old, "train").rows(25, 75)["key"].to_pylist() == [

@@ -46,6 +46,7 @@ def test_an_index_leads_to_every_sample(request: pytest.FixtureRequest, tmp_path
     assert progress == [1] * 6
     dataset, _ = record.read(out)
     assert (dataset.resolution, dataset.channels, dataset.classes) == (16, 3, ("0", "1", "2"))
+    assert dataset.class_counts == {"train": (20, 20, 20)}
     assert dataset.lineage["source"] == dataset.shards_url == url
     assert dataset.label_run_ratio("train") == pytest.approx(2 / 3)
     reader = open_split(out, dataset, "train")
@@ -66,6 +67,7 @@ def test_names_are_numbered_over_all_shards(tmp_path: Path, label_field: str) ->
     build(url, out, label_field=label_field)
     dataset, _ = record.read(out)
     assert dataset.classes == strangers.CLASSES
+    assert dataset.class_counts == {"train": (20, 20, 20)}
     rows = open_split(out, dataset, "train").rows(0, 60)
     assert rows["label"].to_pylist() == [0] * 20 + [1] * 20 + [2] * 20
     assert dataset.label_run_ratio("train") == pytest.approx(20 / 1.5)
@@ -80,6 +82,7 @@ def test_splits_and_leftovers(tmp_path: Path) -> None:
     dataset, _ = record.read(out)
     assert {split: dataset.num_samples(split) for split in dataset.splits} == {"train": 1, "val": 1}
     assert dataset.classes == ("0", "1", "2", "3", "4", "5")
+    assert dataset.class_counts == {"train": (0, 0, 0, 0, 0, 1), "val": (0, 0, 0, 0, 0, 1)}
     assert open_split(out, dataset, "val").rows(0, 1)["label"].to_pylist() == [5]
 
 
@@ -88,6 +91,7 @@ def test_shards_without_labels(tmp_path: Path) -> None:
     build(url, str(tmp_path / "index"))
     dataset, _ = record.read(str(tmp_path / "index"))
     assert dataset.classes == ()
+    assert dataset.class_counts == {}
     assert dataset.label_run_ratio("train") == 1.0
     assert open_split(str(tmp_path / "index"), dataset, "train").rows(0, 2)["label"].to_pylist() == [None, None]
     with pytest.raises(LabelError, match="has no label at json:kind"):

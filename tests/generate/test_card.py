@@ -1,9 +1,11 @@
 """The card of a generated dataset: what other tools make of it, and that equal runs write equal bytes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,10 +63,32 @@ def test_the_croissant_validator_accepts_it_and_reads_the_index(tmp_path: Path, 
 def test_the_card_says_what_it_is(tmp_path: Path) -> None:
     plan, _, out = make(tmp_path, ("circle", "square", "star"))
     text = storage.read(f"{out}/README.md").decode()
-    for wanted in ("25 synthetic images: 16² grey, png", plan.snapshot_digest, "| 2 | star |", "abc", "000000..000002"):
+    for wanted in (
+        "25 synthetic images: 16² grey, png",
+        plan.snapshot_digest,
+        "| 2 | star | 8 |",
+        "in turn",
+        "abc",
+        "000000..000002",
+    ):
         assert wanted in text
     grid = images.decode(storage.read(f"{out}/samples.png"), channels=1).pixels
     assert grid.shape == (3 * 16, 10 * 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        ({"class_counts": (15, 10, 0)}, "| classes | 15, 10, 0 of each |"),
+        ({"labels": "as-dataset"}, "| classes | in the proportions of the dataset trained on |"),
+    ],
+)
+def test_the_card_says_how_classes_were_chosen(tmp_path: Path, settings: dict[str, Any], how: str) -> None:
+    plan, dataset, _ = make(tmp_path, ("circle", "square", "star"))
+    config = dataclasses.replace(plan.config, **settings)
+    text = card.readme(dataclasses.replace(plan, config=config, dataset_counts=(6, 4, 0)), dataset, "one")
+    for wanted in (how, "| 0 | circle | 15 |", "| 1 | square | 10 |", "| 2 | star | 0 |"):
+        assert wanted in text
 
 
 def test_equal_runs_write_equal_cards_and_one_that_is_there_stays(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from jobs import cli, generate, run, train
 from jobs.cli import Verb
 from jobs.terminal import Terminal
-from pipeline import storage
+from pipeline import snapshot, storage
 from pipeline.errors import InputError
+from pipeline.gan.networks.build import NetworkConfig
+from pipeline.generate.plan import GenerateConfig
 from pipeline.stream.batches import rank_batches
 from pipeline.train import loop
 from tests.generate.test_generate import make_snapshot
@@ -165,12 +167,50 @@ def make_and_name(tmp_path: Path) -> str:
         (["--class-counts", "400,500,200"], "must add up to num_images 1000, not 1100"),
         (["--class-counts", "400,600"], "names 2 classes and the snapshot has 3"),
         (["--truncation", "-1"], "truncation must not be negative"),
+        (["--labels", "as-dataset"], "give the numbers with --generate.class-counts"),
+        (["--generate.labels", "as-dataset", "--class-counts", "400,300,300"], "give one of them"),
+        (["--labels", "as-training"], "as-dataset"),
     ],
 )
 def test_generate_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, extra: list[str], why: str) -> None:
     url, out = make_snapshot(str(tmp_path / "run")), tmp_path / "out"
     assert why in refused(capsys, generate.VERB, ["--snapshot", url, "--out", str(out), *extra])
     assert not out.exists()
+
+
+def test_generate_refuses_the_classes_of_a_dataset_that_had_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url, out = make_snapshot(str(tmp_path / "run"), classes=()), tmp_path / "out"
+    line = refused(capsys, generate.VERB, ["--snapshot", url, "--out", str(out), "--labels", "as-dataset"])
+    assert "has no classes; set --generate.labels balanced" in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("labels", ["as-dataset", "ignored"])
+def test_what_prepare_counted_reaches_the_generated_labels(tmp_path: Path, labels: str) -> None:
+    """A dataset of runs, cut where the second class has half as many samples: 60 and 30."""
+    make_dataset(str(tmp_path / "data"), num_samples=90, label_run=60)
+    url = str(tmp_path / "run")
+    job = train.TrainJob(
+        dataset=str(tmp_path / "data"),
+        out=url,
+        allow_unshuffled=True,
+        network=NetworkConfig(base_width=8, labels=labels),  # type: ignore[arg-type]
+        train=loop.TrainConfig(total_kimg=0.1),
+    )
+    spec, reader = train._open(job, job.dataset)
+    outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)
+    batches = rank_batches((block(reader, n) for n in range(1000)), reader, 0, 0, 1, 1)
+    loop.run(dataclasses.replace(spec, owner=1), WORLD, None, batches, outlets)
+    source = snapshot.load(snapshot.find(url))
+    config = GenerateConfig(labels="as-dataset", num_images=100)
+    if labels == "ignored":
+        assert source.config.class_counts == ()
+    else:
+        assert source.config.class_counts == (60, 30)
+        plan = generate._plan(generate.GenerateJob(snapshot=url, out="o", generate=config), source)
+        assert plan.class_counts == (67, 33)
 
 
 def test_generate_makes_chosen_samples_again_without_ray(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_folder_with_splits(tmp_path: Path) -> None:
     labels = [label for _, label, _ in _samples(str(tmp_path / "out"), "train")]
     runs = 1 + sum(a != b for a, b in itertools.pairwise(labels))
     assert runs > 6  # shuffled: sorted by class there would be two
+    assert record.read(str(tmp_path / "out"))[0].class_counts == {"test": (15, 15), "train": (15, 15)}
 
 
 def test_the_dataset_lists_one_row_group_a_shard(tmp_path: Path) -> None:
@@ -91,6 +92,13 @@ def test_the_dataset_lists_one_row_group_a_shard(tmp_path: Path) -> None:
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 16, 2]
     assert dataset.lineage["source"] == str(tmp_path / "in")
     assert dataset.label_run_ratio("train") == pytest.approx(1, abs=0.3)
+
+
+def test_without_classes_none_are_counted(tmp_path: Path) -> None:
+    files = {name.replace("/", "-"): data for name, data in trees.folder_files(10).items()}
+    _prepare(trees.write_folder(tmp_path / "in", files), str(tmp_path / "out"), PrepareConfig(resolution=16))
+    dataset, _ = record.read(str(tmp_path / "out"))
+    assert (dataset.num_samples("train"), dataset.classes, dataset.class_counts) == (10, (), {})
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -222,6 +230,7 @@ def test_corrupt_images_are_quarantined_and_conversions_counted(tmp_path: Path) 
     summary = _prepare(url, out, config)
     assert (summary.samples, summary.quarantined) == ({"train": 121}, 1)
     assert summary.converted == {"exif": 1, "palette": 1}
+    assert record.read(out)[0].class_counts == {"train": (59, 62)}  # of what is stored
     events = [
         json.loads(line)
         for entry in storage.list_entries(f"{out}/events")
