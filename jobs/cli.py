@@ -64,6 +64,8 @@ class Verb:
     """Name -> dotted overrides, e.g. {"demo": {"train.total_kimg": 20}}."""
     run: Callable[[Any, Terminal], int]
     """Does the work for a configuration and returns the exit code."""
+    preview: Callable[[Any], Iterator[str]] | None = None
+    """What --dry-run says beside the configuration: lines, printed as comments of its YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,8 @@ def run_verb(verb: Verb, argv: Sequence[str]) -> int:
         job = _resolve(verb, flags, options)
         if options["dry_run"]:
             terminal.line(config.to_yaml(job).rstrip())
+            for line in verb.preview(job) if verb.preview else ():
+                terminal.line(f"# {line}")
             return EXIT_DONE
         with terminal.capture_logs():
             return _run(verb, job, terminal)
@@ -223,7 +227,11 @@ def _parser(verb: Verb) -> tuple[_Parser, list[_Flag]]:
     own.add_argument("-h", "--help", action="store_true", help="show this and leave")
     own.add_argument("--preset", metavar="NAME", help="start from a named set of values")
     own.add_argument("--config", metavar="FILE_OR_URL", help="YAML as --dry-run prints it, or a part of it")
-    own.add_argument("--dry-run", action="store_true", help="print the resolved configuration as YAML and leave")
+    own.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration as YAML, and what it will take, and leave",
+    )
     own.add_argument("--verbose", action="store_true", help="show on the terminal too what goes to the log file")
     flags = _flags(verb)
     groups: dict[str, argparse._ArgumentGroup] = {}

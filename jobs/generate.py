@@ -2,8 +2,9 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -15,10 +16,14 @@ from jobs.terminal import Terminal
 from pipeline import snapshot, storage
 from pipeline.config import ConfigError, to_yaml
 from pipeline.dataset import record
-from pipeline.errors import InputError
-from pipeline.generate import shard_writer
-from pipeline.generate.plan import GenerateConfig, GeneratePlan
-from pipeline.generate.ray_generate import generate, missing_shards
+from pipeline.errors import InputError, RetryableError
+from pipeline.generate import estimate, shard_writer
+from pipeline.generate.factory import open_factory
+from pipeline.generate.plan import GenerateConfig, GeneratePlan, with_micro_batch
+from pipeline.generate.ray_generate import Workers, generate, missing_shards
+
+_MAX_ENCODERS = 16
+_PROBE_SEC = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +42,13 @@ class GenerateJob:
     """Processes that make shards; 0: one for each CPU, or each GPU."""
     use_gpu: bool = False
     """Run G on GPUs, one a worker."""
+    num_encoders: int = 0
+    """Threads of a worker that encode; 0: one, or with GPUs as many as there are CPUs for each, at most 16."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ConfigError(f"num_workers must be at least 0, not {self.num_workers}")
+        for name in ("num_workers", "num_encoders"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 def run(job: GenerateJob, terminal: Terminal) -> int:
@@ -63,17 +71,38 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     made = plan.config.num_images - todo
     if made:
         terminal.line(f"generate: goes on, {made:,} of {plan.config.num_images:,} images are there")
-    workers = _num_workers(job, ray.cluster_resources())
+    workers = fit_workers(job, ray.cluster_resources())
     with terminal.progress(plan.config.num_images, "img", "generate", initial=made) as bar:
-        generate(snapshot_url, out, plan, lineage, num_workers=workers, use_gpu=job.use_gpu, on_progress=bar.update)
+        generate(snapshot_url, out, plan, lineage, workers=workers, on_progress=bar.update)
     terminal.line(f"generate: {plan.config.num_images:,} images in {plan.num_shards} shards: {out}")
     return cli.EXIT_DONE
 
 
-def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot, out: str, terminal: Terminal) -> int:
-    torch.set_num_threads(1)  # as in a worker
+def preview(job: GenerateJob) -> Iterator[str]:
+    """What the run will make and take, from a few seconds of work here; nothing is stored and no Ray is started."""
+    try:
+        source = snapshot.load(snapshot.find(storage.resolve(job.snapshot)))
+        plan = _plan(job, source)
+    except (InputError, RetryableError) as error:
+        yield f"no estimate: {error}"
+        return
     device = torch.device("cuda" if job.use_gpu else "cpu")
-    for key, files in shard_writer.make_again(plan, source.G_ema.to(device), job.only_keys, device):
+    found = estimate.probe(open_factory(plan, source.G_ema, source.D, device, 1), _PROBE_SEC)
+    count, kind = plan.config.num_images, "GPU" if job.use_gpu else "core"
+    workers = job.num_workers or (torch.cuda.device_count() if job.use_gpu else os.cpu_count()) or 1
+    yield f"{count:,} images in {plan.num_shards:,} shards, about {count * found.bytes_per_image / 1e9:,.3g} GB"
+    yield f"{found.img_per_sec:,.0f} img/s on one {kind} of this machine"
+    yield f"about {_duration(found.hours(count, workers))} with {workers} workers, each with such a {kind}"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours * 3600:,.0f} s" if hours < 0.1 else f"{hours:,.1f} h"
+
+
+def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot, out: str, terminal: Terminal) -> int:
+    device = torch.device("cuda" if job.use_gpu else "cpu")
+    factory = open_factory(plan, source.G_ema, source.D, device, 1)
+    for key, files in shard_writer.make_again(factory, job.only_keys):
         for extension, data in files.items():
             url = storage.join(out, f"{key}.{extension}")
             if storage.put_if_absent(url, data) is storage.Put.OTHER:
@@ -82,18 +111,21 @@ def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot,
     return cli.EXIT_DONE
 
 
-def _num_workers(job: GenerateJob, cluster: Mapping[str, float]) -> int:
-    kind = "GPU" if job.use_gpu else "CPU"
-    have = int(cluster.get(kind, 0))
+def fit_workers(job: GenerateJob, cluster: Mapping[str, float]) -> Workers:
+    """The workers that a cluster has room for. Raises InputError where it has none."""
+    cpus, gpus = (int(cluster.get(kind, 0)) for kind in ("CPU", "GPU"))
+    have, kind = (gpus, "GPU") if job.use_gpu else (cpus // max(1, job.num_encoders), "CPU")
     if have < 1:
-        remedy = "set --use-gpu false" if job.use_gpu else "add one"
-        raise InputError(f"each worker needs a {kind} and the cluster has none; {remedy}")
-    return min(job.num_workers or have, have)
+        remedy = "set --use-gpu false" if job.use_gpu else "add one, or set --num-encoders 1"
+        raise InputError(f"each worker needs a {kind} and the cluster has not got it; {remedy}")
+    count = min(job.num_workers or have, have)
+    share = min(_MAX_ENCODERS, max(1, cpus // count)) if job.use_gpu else 1
+    return Workers(count=count, use_gpu=job.use_gpu, num_encoders=job.num_encoders or share)
 
 
 def _plan(job: GenerateJob, source: snapshot.Snapshot) -> GeneratePlan:
     return GeneratePlan(
-        config=job.generate,
+        config=with_micro_batch(job.generate, source.config.shape.resolution, job.use_gpu),
         snapshot_digest=source.digest,
         resolution=source.config.shape.resolution,
         channels=source.config.shape.channels,
@@ -118,6 +150,7 @@ VERB = cli.Verb(
     config=GenerateJob,
     presets=presets.GENERATE,
     run=run,
+    preview=preview,
 )
 
 if __name__ == "__main__":

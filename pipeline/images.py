@@ -89,6 +89,19 @@ def decode_plain(files: Sequence[bytes | memoryview], out: Pixels) -> Sequence[i
     return png.decode_batch(files, out)
 
 
+def decode_all(files: Sequence[bytes], channels: int) -> list[Pixels]:
+    """The pixels of each file, as `decode` gives them; fast where all are PNGs of one shape as `encode` writes them."""
+    shape = png.shape(files[0]) if files else None
+    if shape is None or shape[2] != channels:
+        return [decode(file, channels=channels).pixels for file in files]
+    pillow.check_size(shape[1], shape[0])
+    out = np.empty((len(files), *shape), np.uint8)
+    found = list(out)
+    for place in png.decode_batch(files, out):
+        found[place] = decode(files[place], channels=channels).pixels
+    return found
+
+
 def decode_into(data: bytes, out: Pixels) -> None:
     """Decode an image into `out`, uint8 [R, R, C], the largest centred square scaled where its size is another.
 

@@ -329,3 +329,21 @@ def test_fits() -> None:
 
 def test_encoder_names_its_version() -> None:
     assert [images.encoder(f).split()[0] for f in ("png", "jpeg", "webp")] == ["png-up", "simplejpeg", "pillow"]
+
+
+@given(st.lists(st.sampled_from(["ours", "pillow", "jpeg", "large"]), min_size=1, max_size=5), st.sampled_from([1, 3]))
+def test_decoded_together_or_one_by_one(kinds: list[str], channels: int) -> None:
+    files = []
+    for seed, kind in enumerate(kinds):
+        side = 12 if kind == "large" else 8
+        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, channels), np.uint8)
+        if kind == "pillow":
+            sink = io.BytesIO()
+            Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(sink, "PNG")
+            files.append(sink.getvalue())
+        else:
+            files.append(images.encode(pixels, "jpeg" if kind == "jpeg" else "png", 90))
+    together = images.decode_all(files, channels)
+    assert len(together) == len(files)
+    for file, found in zip(files, together, strict=True):
+        assert np.array_equal(found, images.decode(file, channels=channels).pixels)

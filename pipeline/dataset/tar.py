@@ -16,7 +16,8 @@ MAX_NAME_CHARS = 255
 _MAX_EXTENSION_BYTES = 64 * 1024
 _MAX_PADDING_BYTES = 1024**2  # zeros after the last member: tar pads to 10 KB unless told otherwise
 _MAX_DIGITS = 20
-_END = bytes(2 * BLOCK_BYTES)
+END_BYTES = 2 * BLOCK_BYTES
+_END = bytes(END_BYTES)
 _PLAIN, _EXTENSIONS = (b"0", b"\0"), (b"x", b"g", b"L")
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",

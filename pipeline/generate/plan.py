@@ -37,17 +37,20 @@ class GenerateConfig:
     """Encoding of the images."""
     quality: int = 95
     """Quality of jpeg and webp, 1 to 100."""
-    micro_batch: int = 100
-    """Images of one forward pass."""
+    micro_batch: int = 0
+    """Images of one forward pass; 0: 100, and fewer of more than 72² pixels, so that a CPU's caches hold what lies
+    between two layers; on a GPU sixteen times as many, up to 256."""
     precision: Literal["bf16", "fp32"] = "fp32"
     """Arithmetic of the forward pass."""
+    compile: bool = False
+    """torch.compile G. Pays on GPUs, in long runs."""
     score: bool = False
     """Store with each image what D says of it as it is stored: its logit, higher is more like a real one."""
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "shard_size", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("num_images", 1), ("shard_size", 1), ("micro_batch", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         self._check_classes()
         if self.truncation < 0:
             raise ConfigError(f"truncation must not be negative, and is {self.truncation}")
@@ -137,15 +140,24 @@ class GeneratePlan:
 
     def to_dict(self) -> Mapping[str, Any]:
         """The plan as plan.json holds it: all that the stored bytes depend on."""
+        config = dict(to_dict(self.config))
         body = {
-            "config": to_dict(self.config),
+            "compile": config.pop("compile"),
+            "config": config,
             "snapshot_digest": self.snapshot_digest,
             "encoder": images.encoder(self.config.image_format),
             "threads_per_worker": 1,
-            "compile": False,
         }
         # Where the config does not say them already; so the plans of earlier versions stay what they are.
         return body | {"class_counts": self.class_counts} if self.config.labels == "as-dataset" else body
+
+
+def with_micro_batch(config: GenerateConfig, resolution: int, use_gpu: bool) -> GenerateConfig:
+    """The configuration with a micro-batch, where it leaves that open. Measured on two cores, DCGAN at 256², bf16:
+    6.6 ms an image in passes of 8, 19.6 ms in passes of 100; at 32² more is a little faster.
+    """
+    pixels, most = (2**23, 256) if use_gpu else (2**19, 100)
+    return dataclasses.replace(config, micro_batch=config.micro_batch or max(1, min(most, pixels // resolution**2)))
 
 
 def apportion(total: int, weights: Sequence[int]) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Generation fanned out over Ray: an actor pool over the shards whose part is missing."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,32 +16,37 @@ from pipeline import snapshot, storage
 from pipeline.dataset import index, record
 from pipeline.dataset.record import DatasetRecord, Part
 from pipeline.generate import card, shard_writer
+from pipeline.generate.factory import open_factory
 from pipeline.generate.plan import GeneratePlan
 from pipeline.generate.shard_writer import SPLIT
 
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The processes that make shards."""
+
+    count: int
+    """How many at most."""
+    use_gpu: bool = False
+    """Each has a GPU."""
+    num_encoders: int = 1
+    """Threads of each that encode, and the CPUs it takes: a CPU's forward passes leave little to them."""
+
+
 class _Worker:
-    """An actor: G and D loaded once, then shard after shard."""
+    """An actor: G and D loaded once, then shard after shard, two at a time: while one is stored the next is made."""
 
-    def __init__(self, snapshot_url: str, out_url: str, plan: GeneratePlan, use_gpu: bool) -> None:
-        torch.set_num_threads(1)  # in the plan: the sum order of a kernel depends on it
-        self._device = torch.device("cuda" if use_gpu else "cpu")
+    def __init__(self, snapshot_url: str, out_url: str, plan: GeneratePlan, workers: Workers) -> None:
         source = snapshot.load(snapshot_url)
-        self._G, self._D = source.G_ema.to(self._device), source.D.to(self._device)
-        self._out_url, self._plan = out_url, plan
+        device = torch.device("cuda" if workers.use_gpu else "cpu")
+        self._factory = open_factory(plan, source.G_ema, source.D, device, workers.num_encoders)
+        self._out_url = out_url
 
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Any]]:
-        done = [
-            shard_writer.write_shard(self._out_url, self._plan, self._G, self._D, int(shard), self._device)
-            for shard in batch["shard"]
-        ]
-        return {
-            "shard": [one.shard for one in done],
-            "rows": [one.rows for one in done],
-            "sha256": [one.sha256 for one in done],
-        }
+    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[int]]:
+        done = [shard_writer.write_shard(self._out_url, self._factory, int(shard)) for shard in batch["shard"]]
+        return {"rows": [one.rows for one in done]}
 
 
 def missing_shards(out_url: str, plan: GeneratePlan) -> list[int]:
@@ -56,8 +62,7 @@ def generate(
     plan: GeneratePlan,
     lineage: Mapping[str, Any],
     *,
-    num_workers: int,
-    use_gpu: bool,
+    workers: Workers,
     on_progress: Callable[[int], None],
 ) -> DatasetRecord:
     """Finish the run of a plan whose plan.json is settled: missing shards, the card, then dataset.json. `on_progress`
@@ -65,7 +70,7 @@ def generate(
     """
     missing = missing_shards(out_url, plan)
     if missing:
-        _make(snapshot_url, out_url, plan, missing, num_workers, use_gpu, on_progress)
+        _make(snapshot_url, out_url, plan, missing, workers, on_progress)
     parts = tuple(_part(out_url, plan, shard) for shard in range(plan.num_shards))
     result = DatasetRecord(
         channels=plan.channels,
@@ -86,19 +91,23 @@ def _make(
     out_url: str,
     plan: GeneratePlan,
     missing: list[int],
-    num_workers: int,
-    use_gpu: bool,
+    workers: Workers,
     on_progress: Callable[[int], None],
 ) -> None:
-    pool = ActorPoolStrategy(min_size=1, max_size=min(num_workers, len(missing)))
+    pool = ActorPoolStrategy(
+        min_size=1,
+        max_size=min(workers.count, len(missing)),
+        max_concurrent_calls_per_actor=2,
+        enable_true_multi_threading=True,
+    )
     work = ray.data.from_items([{"shard": shard} for shard in missing], override_num_blocks=len(missing))
     done = work.map_batches(
         _Worker,
-        fn_constructor_args=(snapshot_url, out_url, plan, use_gpu),
+        fn_constructor_args=(snapshot_url, out_url, plan, workers),
         batch_size=1,
         compute=pool,
-        num_cpus=1,
-        num_gpus=1 if use_gpu else None,
+        num_cpus=workers.num_encoders,
+        num_gpus=1 if workers.use_gpu else None,
     )
     for row in done.iter_rows():
         on_progress(int(row["rows"]))

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from pipeline.dataset import index, record, tar
 from pipeline.dataset.record import DatasetError
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.generate import shard_writer
+from pipeline.generate.factory import Factory, open_factory
 from pipeline.generate.plan import GenerateConfig, GeneratePlan
-from pipeline.generate.ray_generate import generate, missing_shards
+from pipeline.generate.ray_generate import Workers, generate, missing_shards
 from pipeline.snapshot import SnapshotConfig, SnapshotError
 from tests.small import read_by_webdataset
 
@@ -57,9 +59,13 @@ def source(tmp_path: Path) -> snapshot.Snapshot:
     return snapshot.load(make_snapshot(str(tmp_path / "run")))
 
 
+def factory_of(plan: GeneratePlan, source: snapshot.Snapshot, num_encoders: int = 1) -> Factory:
+    return open_factory(plan, source.G_ema, source.D, CPU, num_encoders)
+
+
 def write_all(out: str, plan: GeneratePlan, source: snapshot.Snapshot) -> None:
     for shard in missing_shards(out, plan):
-        shard_writer.write_shard(out, plan, source.G_ema, source.D, shard, CPU)
+        shard_writer.write_shard(out, factory_of(plan, source), shard)
 
 
 def stored(url: str) -> dict[str, bytes]:
@@ -141,33 +147,49 @@ def test_scores_are_what_d_says_of_the_stored_images(
 def test_samples_made_again_have_the_bytes_of_their_shards(source: snapshot.Snapshot, numbers: set[int]) -> None:
     plan = plan_of(source)
     keys = [f"{number:09d}" for number in numbers]
-    again = dict(shard_writer.make_again(plan, source.G_ema, keys, CPU))
+    again = dict(shard_writer.make_again(factory_of(plan, source), keys))
     assert sorted(again) == sorted(keys)
     for number, key in zip(numbers, keys, strict=True):
-        shard = shard_writer.build_shard(plan, source.G_ema, number // 10, CPU)
+        shard = shard_writer.build_shard(factory_of(plan, source), number // 10)
         (found,) = (one for one in tar.group(tar.scan(shard, "shard"), "shard") if one.key == key)
         for extension, data in again[key].items():
             member = found.members[extension]
             assert shard[member.offset : member.offset + member.size_bytes] == data
 
 
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_shards_do_not_depend_on_how_many_threads_encode(source: snapshot.Snapshot, image_format: str) -> None:
+    plan = plan_of(source, image_format=image_format)
+    made = [shard_writer.build_shard(factory_of(plan, source, threads), 0) for threads in (1, 2, 3, 7)]
+    assert len(set(made)) == 1
+
+
+def test_two_threads_share_a_factory(source: snapshot.Snapshot) -> None:
+    """As the calls of one worker do."""
+    plan = plan_of(source, num_images=80)
+    factory = factory_of(plan, source)
+    alone = [shard_writer.build_shard(factory, shard) for shard in range(8)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda shard: shard_writer.build_shard(factory, shard), range(8))) == alone
+
+
 @pytest.mark.parametrize("key", ["000000025", "25", "0000000007", "-00000001", "00000000x", ""])
 def test_a_key_that_is_not_of_the_plan(source: snapshot.Snapshot, key: str) -> None:
     with pytest.raises(DatasetError, match="keys are 000000000 to 000000024"):
-        list(shard_writer.make_again(plan_of(source), source.G_ema, [key], CPU))
+        list(shard_writer.make_again(factory_of(plan_of(source), source), [key]))
 
 
 def test_a_shard_that_is_there_is_adopted_a_strange_one_refused(tmp_path: Path, source: snapshot.Snapshot) -> None:
     out, plan = str(tmp_path / "out"), plan_of(source)
     other = plan_of(source, quality=50, image_format="jpeg")  # another encoder's bytes for the same keys
-    rival = shard_writer.build_shard(other, source.G_ema, 0, CPU)
+    rival = shard_writer.build_shard(factory_of(other, source), 0)
     storage.put_if_absent(f"{out}/train/shard-000000.tar", rival)
-    shard_writer.write_shard(out, plan, source.G_ema, source.D, 0, CPU)
+    shard_writer.write_shard(out, factory_of(plan, source), 0)
     assert storage.read(f"{out}/train/shard-000000.tar") == rival
-    wrong = shard_writer.build_shard(plan, source.G_ema, 0, CPU)
+    wrong = shard_writer.build_shard(factory_of(plan, source), 0)
     storage.put_if_absent(f"{out}/train/shard-000001.tar", wrong)
     with pytest.raises(DatasetError, match="does not hold the images 000000010 to 000000019"):
-        shard_writer.write_shard(out, plan, source.G_ema, source.D, 1, CPU)
+        shard_writer.write_shard(out, factory_of(plan, source), 1)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +222,7 @@ def test_the_webdataset_library_reads_what_ray_made(
     snapshot_url = snapshot.find(str(tmp_path / "run"))
 
     def run(workers: int, on_progress: Callable[[int], None]) -> record.DatasetRecord:
-        return generate(snapshot_url, out, plan, lineage, num_workers=workers, use_gpu=False, on_progress=on_progress)
+        return generate(snapshot_url, out, plan, lineage, workers=Workers(count=workers), on_progress=on_progress)
 
     made = run(2, counts.append)
     assert sorted(counts) == [5, 10, 10]
@@ -218,6 +240,20 @@ def test_the_webdataset_library_reads_what_ray_made(
     write_all(in_process, plan, source)
     # One process or many: the same bytes.
     assert stored(f"{in_process}/train") == stored(f"{out}/train")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, source: snapshot.Snapshot) -> None:
+    plan, url = plan_of(source, num_images=60, score=True), snapshot.find(str(tmp_path / "run"))
+    found = []
+    for count in (1, 2, 3):
+        out = str(tmp_path / str(count))
+        workers = Workers(count=count, num_encoders=count)
+        lineage = record.settle_plan(out, plan.to_dict(), {})
+        generate(url, out, plan, lineage, workers=workers, on_progress=lambda _: None)
+        found.append(stored(out))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 6 * 2 + 2 + 3  # shards, parts, plan and record, the card
 
 
 def test_unconditional_rgb_has_no_labels(tmp_path: Path) -> None:

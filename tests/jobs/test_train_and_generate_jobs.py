@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from jobs import cli, generate, run, train
 from jobs.cli import Verb
@@ -18,7 +21,10 @@ from jobs.terminal import Terminal
 from pipeline import snapshot, storage
 from pipeline.errors import InputError
 from pipeline.gan.networks.build import NetworkConfig
+from pipeline.generate import estimate, shard_writer
+from pipeline.generate.factory import open_factory
 from pipeline.generate.plan import GenerateConfig
+from pipeline.generate.ray_generate import Workers
 from pipeline.stream.batches import rank_batches
 from pipeline.train import loop
 from tests.generate.test_generate import make_snapshot
@@ -118,12 +124,51 @@ def test_a_finished_run_is_not_taken_for_another(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("job", "cluster", "wanted"),
-    [({}, {"CPU": 8.0}, 8), ({"num_workers": 3}, {"CPU": 8.0}, 3), ({"num_workers": 9}, {"CPU": 8.0}, 8)],
+    [
+        ({}, {"CPU": 8.0}, Workers(count=8)),
+        ({"num_workers": 3}, {"CPU": 8.0}, Workers(count=3)),
+        ({"num_workers": 9}, {"CPU": 8.0}, Workers(count=8)),
+        ({"num_encoders": 3}, {"CPU": 8.0}, Workers(count=2, num_encoders=3)),
+        ({"use_gpu": True}, {"CPU": 30.0, "GPU": 4.0}, Workers(count=4, use_gpu=True, num_encoders=7)),
+        ({"use_gpu": True}, {"CPU": 128.0, "GPU": 1.0}, Workers(count=1, use_gpu=True, num_encoders=16)),
+        (
+            {"use_gpu": True, "num_encoders": 2},
+            {"CPU": 9.0, "GPU": 4.0},
+            Workers(count=4, use_gpu=True, num_encoders=2),
+        ),
+    ],
 )
-def test_generate_workers_fit_the_cluster(job: dict[str, int], cluster: dict[str, float], wanted: int) -> None:
-    assert generate._num_workers(generate.GenerateJob(snapshot="s", out="o", **job), cluster) == wanted
-    with pytest.raises(InputError, match="needs a GPU and the cluster has none"):
-        generate._num_workers(generate.GenerateJob(snapshot="s", out="o", use_gpu=True), cluster)
+def test_generate_workers_fit_the_cluster(job: dict[str, int], cluster: dict[str, float], wanted: Workers) -> None:
+    assert generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), cluster) == wanted
+
+
+@pytest.mark.parametrize("job", [{"use_gpu": True}, {"num_encoders": 9}])
+def test_generate_without_room_for_a_worker(job: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"each worker needs a .PU and the cluster has not got it; "):
+        generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), {"CPU": 8.0})
+
+
+def test_generate_dry_run_says_what_it_will_take(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards, bytes as they turn out to be, and a time; it stores nothing and stays a configuration file."""
+    monkeypatch.setattr(generate, "_PROBE_SEC", 0.2)
+    url, out = make_snapshot(str(tmp_path / "run")), tmp_path / "out"
+    words = ["--snapshot", url, "--out", str(out), "--num-images", "2000", "--shard-size", "900"]
+    assert cli.run_verb(generate.VERB, [*words, "--dry-run", "--num-workers", "4"]) == 0
+    said = capsys.readouterr().out
+    assert yaml.safe_load(said)["generate"]["num_images"] == 2000
+    comments = [line for line in said.splitlines() if line.startswith("# ")]
+    assert re.fullmatch(r"# 2,000 images in 3 shards, about [\d.]+ GB", comments[0])
+    assert re.fullmatch(r"# [\d,]+ img/s on one core of this machine", comments[1])
+    assert re.fullmatch(r"# about \d+ s with 4 workers, each with such a core", comments[2])
+    assert not out.exists()
+    source = snapshot.load(url)
+    plan = generate._plan(generate.GenerateJob(snapshot=url, out="o"), source)
+    factory = open_factory(plan, source.G_ema, source.D, torch.device("cpu"), 2)
+    found = estimate.probe(factory, 0.1)
+    shard = shard_writer.build_shard(factory, 0)
+    assert found.bytes_per_image == pytest.approx(len(shard) / 1000, rel=0.02)
 
 
 @pytest.mark.parametrize("verb", [train.VERB, generate.VERB], ids=lambda verb: verb.name)
