@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 # Extra flags for `make bench-ingest`, e.g. BENCH_FLAGS="--only jpeg256"
 BENCH_FLAGS ?=
 
-.PHONY: install demo check test test-slow bench-ingest bench-train format clean
+.PHONY: install demo check test test-slow bench-ingest bench-train bench-generate format clean
 
 install: .venv/installed
 
@@ -37,6 +37,9 @@ bench-ingest: install .venv-peers/installed
 
 bench-train: install
 	$(BIN)/python -m tests.benchmarks.train $(BENCH_FLAGS)
+
+bench-generate: install
+	$(BIN)/python -m tests.benchmarks.generate $(BENCH_FLAGS)
 
 .venv-peers/installed: tests/benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-peers
