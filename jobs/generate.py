@@ -18,7 +18,7 @@ from pipeline.config import ConfigError, to_yaml
 from pipeline.dataset import record
 from pipeline.errors import InputError, RetryableError
 from pipeline.generate import estimate, shard_writer
-from pipeline.generate.factory import open_factory
+from pipeline.generate.factory import open_factory, reject_below
 from pipeline.generate.plan import GenerateConfig, GeneratePlan, with_micro_batch
 from pipeline.generate.ray_generate import Workers, generate, missing_shards
 
@@ -58,6 +58,8 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     source = snapshot.load(snapshot_url)
     plan = _plan(job, source)
     storage.probe(out)
+    if job.generate.reject_share:
+        plan = _with_rejection(job, plan, source, out, terminal)
     if job.only_keys:
         return _make_again(job, plan, source, out, terminal)
     lineage = record.settle_plan(out, plan.to_dict(), _lineage(source))
@@ -93,6 +95,19 @@ def preview(job: GenerateJob) -> Iterator[str]:
     yield f"{count:,} images in {plan.num_shards:,} shards, about {count * found.bytes_per_image / 1e9:,.3g} GB"
     yield f"{found.img_per_sec:,.0f} img/s on one {kind} of this machine"
     yield f"about {_duration(found.hours(count, workers))} with {workers} workers, each with such a {kind}"
+
+
+def _with_rejection(
+    job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot, out: str, terminal: Terminal
+) -> GeneratePlan:
+    """The plan with the score that images must reach: as the first driver of it found, else by making the pilot."""
+    if storage.stat(storage.join(out, record.PLAN_NAME)) is not None:
+        found = record.stored_plan(out).get("reject_below")
+    else:
+        terminal.line(f"generate: makes a pilot of {plan.config.pilot_images:,} images, to see what D thinks of them")
+        device = torch.device("cuda" if job.use_gpu and torch.cuda.is_available() else "cpu")
+        found = reject_below(open_factory(plan, source.G_ema, source.D, device, 1))
+    return dataclasses.replace(plan, reject_below=found)
 
 
 def _duration(hours: float) -> str:

@@ -64,6 +64,7 @@ def _settings(plan: GeneratePlan, lineage: Mapping[str, Any]) -> Mapping[str, st
         "seed": str(config.seed),
         "classes": _how_chosen(config) if plan.classes else "none",
         "truncation": f"{config.truncation:g}",
+        "tried again": f"the {config.reject_share:.0%} that D likes least" if config.reject_share else "none",
         "trained on dataset": training.get("dataset_digest", "unknown"),
         "training run": training.get("training_run", "unknown"),
         "images seen in training": f"{lineage['cur_nimg']:,}" if "cur_nimg" in lineage else "unknown",

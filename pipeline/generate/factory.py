@@ -56,8 +56,25 @@ class Factory:
         ]
 
     def pixels(self, seeds: NDArray[np.int64], labels: NDArray[np.int64]) -> Pixels:
-        """The images of one micro-batch, uint8 [n, R, R, C]."""
-        z = self.plan.noise(seeds)
+        """The images of one micro-batch, uint8 [n, R, R, C]. With rejection, of each the first attempt that D likes
+        well enough, else the best: a function of the micro-batch still, since what is tried again follows from it.
+        """
+        made = self.make(self.plan.noise(seeds), labels)
+        if self.plan.reject_below is None:
+            return made
+        scores = self.scores(made, labels)
+        for attempt in range(1, self.plan.config.max_tries):
+            low = np.flatnonzero(scores < self.plan.reject_below)
+            if not len(low):
+                break
+            again = self.make(self.plan.noise(seeds[low], attempt), labels[low])
+            found = self.scores(again, labels[low])
+            better = found > scores[low]
+            made[low[better]], scores[low[better]] = again[better], found[better]
+        return made
+
+    def make(self, z: NDArray[np.float32], labels: NDArray[np.int64]) -> Pixels:
+        """z float32 [n, Z], label [n] → uint8 [n, R, R, C], in one pass."""
         with self.busy:
             on_device = (torch.from_numpy(array).to(self.device) for array in (z, labels))
             made: Pixels = sample(self.G, *on_device, precision=self.plan.config.precision).cpu().numpy()
@@ -83,6 +100,17 @@ def open_factory(plan: GeneratePlan, G: nn.Module, D: nn.Module, device: torch.d
         G.compile()
     pool = ThreadPoolExecutor(num_encoders, thread_name_prefix="encode")
     return Factory(plan=plan, G=G, D=D, device=device, encoders=pool, num_encoders=num_encoders)
+
+
+def reject_below(factory: Factory) -> float:
+    """The score that the plan's `reject_share` of images falls below: D's logits of the pilot, counted off."""
+    z, labels = factory.plan.pilot()
+    size, scores = factory.plan.config.micro_batch, []
+    for start in range(0, len(z), size):
+        part = slice(start, start + size)
+        scores.append(factory.scores(factory.make(z[part], labels[part]), labels[part]))
+    ordered = np.sort(np.concatenate(scores))
+    return float(ordered[int(len(ordered) * factory.plan.config.reject_share)])
 
 
 def key_of(seed: int) -> str:

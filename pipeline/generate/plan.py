@@ -47,7 +47,16 @@ class GenerateConfig:
     score: bool = False
     """Store with each image what D says of it as it is stored: its logit, higher is more like a real one."""
 
+    reject_share: float = 0.0
+    """Share of images, those that D likes least, that are tried again with other noise; 0: none. D's score of a pilot
+    of images says how low that is."""
+    pilot_images: int = 10_000
+    """Images of the pilot."""
+    max_tries: int = 8
+    """Noises tried for one image; if none of them is good enough, the best is taken."""
+
     def __post_init__(self) -> None:
+        self._check_rejection()
         for name, least in (("num_images", 1), ("shard_size", 1), ("micro_batch", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -56,6 +65,12 @@ class GenerateConfig:
             raise ConfigError(f"truncation must not be negative, and is {self.truncation}")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality must lie between 1 and 100, not {self.quality}")
+
+    def _check_rejection(self) -> None:
+        if not 0 <= self.reject_share < 1:
+            raise ConfigError(f"reject_share must be at least 0 and below 1, and is {self.reject_share}")
+        if self.pilot_images < 1 or self.max_tries < 2:
+            raise ConfigError("pilot_images must be at least 1 and max_tries at least 2")
 
     def _check_classes(self) -> None:
         counts = self.class_counts
@@ -84,6 +99,8 @@ class GeneratePlan:
     channels: int
     z_dim: int
     classes: tuple[str, ...]
+    reject_below: float | None = None
+    """An image of which D's logit is lower is tried again; None: every image is taken."""
     dataset_counts: tuple[int, ...] = ()
     """Samples of each class in the dataset that was trained on, by label; empty: not known."""
 
@@ -133,15 +150,23 @@ class GeneratePlan:
         places = seeds * _golden_step(self.config.num_images) % self.config.num_images
         return np.searchsorted(np.cumsum(self.class_counts), places, side="right").astype(np.int64)
 
-    def noise(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
-        """z of image i, float32 [n, Z], from a stream keyed (seed, i)."""
-        z = philox.normals(philox.stream_key(self.config.seed, "generate/z"), seeds, self.z_dim)
-        return z * np.float32(self.config.truncation)
+    def noise(self, seeds: NDArray[np.int64], attempt: int = 0) -> NDArray[np.float32]:
+        """z of image i, float32 [n, Z], from a stream keyed (seed, i), and of its later attempts."""
+        return self._normals(philox.stream_key(self.config.seed, "generate/z", *([attempt] if attempt else [])), seeds)
+
+    def pilot(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """z, float32 [P, Z], and label of the pilot's images: none of the plan's, its classes in the same shares."""
+        places = np.arange(self.config.pilot_images, dtype=np.int64)
+        z = self._normals(philox.stream_key(self.config.seed, "generate/pilot"), places)
+        return z, self.labels(places * self.config.num_images // self.config.pilot_images)
+
+    def _normals(self, key: philox.Key, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        return philox.normals(key, places, self.z_dim) * np.float32(self.config.truncation)
 
     def to_dict(self) -> Mapping[str, Any]:
         """The plan as plan.json holds it: all that the stored bytes depend on."""
         config = dict(to_dict(self.config))
-        body = {
+        body: dict[str, Any] = {
             "compile": config.pop("compile"),
             "config": config,
             "snapshot_digest": self.snapshot_digest,
@@ -149,7 +174,14 @@ class GeneratePlan:
             "threads_per_worker": 1,
         }
         # Where the config does not say them already; so the plans of earlier versions stay what they are.
-        return body | {"class_counts": self.class_counts} if self.config.labels == "as-dataset" else body
+        if self.config.labels == "as-dataset":
+            body["class_counts"] = self.class_counts
+        if self.config.reject_share:
+            body["reject_below"] = self.reject_below
+        else:
+            for name in ("reject_share", "pilot_images", "max_tries"):
+                del config[name]
+        return body
 
 
 def with_micro_batch(config: GenerateConfig, resolution: int, use_gpu: bool) -> GenerateConfig:

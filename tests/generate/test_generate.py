@@ -20,7 +20,7 @@ from pipeline.dataset import index, record, tar
 from pipeline.dataset.record import DatasetError
 from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.generate import shard_writer
-from pipeline.generate.factory import Factory, open_factory
+from pipeline.generate.factory import Factory, open_factory, reject_below
 from pipeline.generate.plan import GenerateConfig, GeneratePlan
 from pipeline.generate.ray_generate import Workers, generate, missing_shards
 from pipeline.snapshot import SnapshotConfig, SnapshotError
@@ -157,6 +157,56 @@ def test_samples_made_again_have_the_bytes_of_their_shards(source: snapshot.Snap
             assert shard[member.offset : member.offset + member.size_bytes] == data
 
 
+@pytest.fixture
+def varied(tmp_path: Path) -> snapshot.Snapshot:
+    """Without classes, which an untrained D tells apart and little else, and with images that differ."""
+    source = snapshot.load(make_snapshot(str(tmp_path / "varied"), classes=()))
+    source.G_ema.layers[-1].weight.data.mul_(300)  # type: ignore[union-attr,index]
+    return source
+
+
+def rejecting(source: snapshot.Snapshot, share: float, **settings: object) -> GeneratePlan:
+    plan = plan_of(source, reject_share=share, pilot_images=200, score=True, **settings)
+    return dataclasses.replace(plan, reject_below=reject_below(factory_of(plan, source)))
+
+
+def test_rejection_takes_the_first_attempt_that_d_likes_or_the_best(varied: snapshot.Snapshot) -> None:
+    plan = rejecting(varied, 0.6, max_tries=3)
+    assert plan.reject_below is not None
+    factory, seeds = factory_of(plan, varied), plan.seeds(0)
+    labels = plan.labels(seeds)
+    tried = [factory.make(plan.noise(seeds, attempt), labels) for attempt in range(3)]
+    scores = np.stack([factory.scores(pixels, labels) for pixels in tried])
+    good = scores >= plan.reject_below
+    wanted = np.where(good.any(axis=0), good.argmax(axis=0), scores.argmax(axis=0))
+    assert set(wanted) == {0, 1, 2}  # all of them occur among these ten
+    assert not good.any(axis=0).all()  # and one that no attempt makes good
+    found = factory.pixels(seeds, labels).astype(int)
+    for place, attempt in enumerate(wanted):  # another batch size may round another way
+        assert abs(found[place] - tried[attempt][place]).max() <= 1
+
+
+def test_the_share_that_is_rejected_is_the_share_asked_for(varied: snapshot.Snapshot) -> None:
+    plan = rejecting(varied, 0.3, num_images=1000, shard_size=1000)
+    factory, seeds = factory_of(plan_of(varied, num_images=1000, shard_size=1000), varied), plan.seeds(0)
+    labels = plan.labels(seeds)
+    low = factory.scores(factory.pixels(seeds, labels), labels) < plan.reject_below
+    assert low.mean() == pytest.approx(0.3, abs=0.11)  # three standard deviations of a pilot of 200
+    better = factory_of(plan, varied)
+    assert (better.scores(better.pixels(seeds, labels), labels) < plan.reject_below).mean() < 0.02  # 0.3 to the eighth
+
+
+def test_rejection_is_a_function_of_the_plan(varied: snapshot.Snapshot) -> None:
+    plan = rejecting(varied, 0.5)
+    assert plan == rejecting(varied, 0.5)
+    shards = [shard_writer.build_shard(factory_of(plan, varied, threads), 1) for threads in (1, 3)]
+    assert shards[0] == shards[1]
+    key = "000000013"
+    again = dict(shard_writer.make_again(factory_of(plan, varied), [key]))[key]["png"]
+    assert again in shards[0]
+    assert shards[0] != shard_writer.build_shard(factory_of(plan_of(varied, score=True), varied), 1)
+
+
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_shards_do_not_depend_on_how_many_threads_encode(source: snapshot.Snapshot, image_format: str) -> None:
     plan = plan_of(source, image_format=image_format)
@@ -264,7 +314,19 @@ def test_unconditional_rgb_has_no_labels(tmp_path: Path) -> None:
     assert rows["label"].to_pylist() == [None] * 3
 
 
-@pytest.mark.parametrize("settings", [{"num_images": 0}, {"num_images": -3}, {"shard_size": 0}, {"quality": 101}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_images": 0},
+        {"num_images": -3},
+        {"shard_size": 0},
+        {"quality": 101},
+        {"reject_share": 1.0},
+        {"reject_share": -0.1},
+        {"max_tries": 1},
+        {"pilot_images": 0},
+    ],
+)
 def test_counts_that_mean_nothing(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         GenerateConfig(**settings)  # type: ignore[arg-type]

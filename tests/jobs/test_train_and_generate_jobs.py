@@ -19,6 +19,7 @@ from jobs import cli, generate, run, train
 from jobs.cli import Verb
 from jobs.terminal import Terminal
 from pipeline import snapshot, storage
+from pipeline.dataset import record
 from pipeline.errors import InputError
 from pipeline.gan.networks.build import NetworkConfig
 from pipeline.generate import estimate, shard_writer
@@ -349,3 +350,23 @@ def test_a_full_disk(tmp_path: Path, verb: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "disk" in done.stderr.splitlines()[-1]
     assert ".tmp-" not in done.stdout
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
+def test_the_score_to_reach_is_found_once_and_kept_in_the_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url, out = make_snapshot(str(tmp_path / "run")), str(tmp_path / "out")
+    words = ["--snapshot", url, "--out", out, "--num-images", "20", "--shard-size", "10", "--pilot-images", "50"]
+    assert cli.run_verb(generate.VERB, [*words, "--reject-share", "0.5"]) == 0
+    assert "makes a pilot of 50 images" in capsys.readouterr().out
+    plan = record.stored_plan(out)
+    assert isinstance(plan["reject_below"], float)
+    before = {entry.name: storage.read(f"{out}/{entry.name}") for entry in storage.list_entries(out)}
+    for lost in ("dataset.json", "train/shard-000001.tar", "train/index/part-00001.parquet"):
+        storage.delete(f"{out}/{lost}")
+    assert cli.run_verb(generate.VERB, [*words, "--reject-share", "0.5"]) == 0
+    assert "pilot" not in capsys.readouterr().out
+    assert {entry.name: storage.read(f"{out}/{entry.name}") for entry in storage.list_entries(out)} == before
+    assert "plan differs in config.reject_share" in refused(capsys, generate.VERB, [*words, "--reject-share", "0.4"])
