@@ -1,28 +1,23 @@
 """What storage does when the disk, the server or the network between them fails: the faults are real ones."""
 
-import http.client
-import http.server
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 
 from pipeline import storage
 from pipeline.errors import RetryableError
 from pipeline.storage import Entry, Put, StorageError, StorageUnavailableError, join
-from tests.s3_server import S3Server, free_ports
+from tests.s3_proxy import Proxy, proxy
+from tests.s3_server import free_ports
+
+__all__ = ["proxy"]
 
 # --- disk -------------------------------------------------------------------------------------------------------------
 
@@ -201,74 +196,6 @@ def test_too_large_for_one_put(s3: str) -> None:
 
     with pytest.raises(StorageError, match="choose smaller shards"):
         storage.put_if_absent(join(s3, "object"), Large())
-
-
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """In front of the real server: signs again and passes on, except for the faults it is told to make."""
-
-    protocol_version = "HTTP/1.1"
-    target: S3Server
-    faults: list[str]
-    """Faults still to come, one a request that they fit; `strip` stays."""
-    seen: list[str]
-
-    def handle_request(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        conditional = "If-None-Match" in self.headers
-        self.seen.append(f"{self.command} {conditional}")
-        fault = self.faults[0] if self.faults and (conditional or self.faults[0] == "cut") else ""
-        if fault == "conflict":
-            self.faults.pop(0)
-            self.answer(409, b"<Error><Code>ConditionalRequestConflict</Code><Message>race</Message></Error>", [])
-            return
-        status, answer, headers = self.forward(body, keep_condition=fault != "strip")
-        self.close_connection = fault in ("lose", "cut") and bool(self.faults.pop(0))
-        if fault != "lose":
-            self.answer(status, answer, headers, sent_bytes=len(answer) // 2 if fault == "cut" else None)
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = handle_request  # noqa: N815
-
-    def forward(self, body: bytes, keep_condition: bool) -> tuple[int, bytes, list[tuple[str, str]]]:
-        dropped = {"host", "authorization", "x-amz-date", "x-amz-content-sha256", "expect", "connection"}
-        dropped |= set() if keep_condition else {"if-none-match"}
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
-        request = AWSRequest(self.command, self.target.endpoint_url + self.path, headers, body)
-        keys = Credentials(self.target.access_key, self.target.secret_key)
-        S3SigV4Auth(keys, "s3", "us-east-1").add_auth(request)
-        connection = http.client.HTTPConnection(urlsplit(self.target.endpoint_url).netloc)
-        connection.request(self.command, self.path, body, dict(request.headers.items()))
-        response = connection.getresponse()
-        answer = (response.status, response.read(), response.getheaders())
-        connection.close()
-        return answer
-
-    def answer(self, status: int, body: bytes, headers: list[tuple[str, str]], sent_bytes: int | None = None) -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
-                self.send_header(name, value)
-        length = [value for name, value in headers if name.lower() == "content-length"]
-        self.send_header("Content-Length", length[0] if length and self.command == "HEAD" else str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[:sent_bytes])
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def proxy(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Proxy]]:
-    """The proxy's settings; AWS_ENDPOINT_URL leads to it."""
-    del s3  # asked for so that it sets the environment first
-    handler = type("ProxyOfTest", (Proxy,), {"target": s3_server, "faults": [], "seen": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    yield handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_store_that_ignores_the_condition_is_refused(s3: str, proxy: type[Proxy]) -> None:
