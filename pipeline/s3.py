@@ -157,9 +157,8 @@ def _answer(error: Any, where: str) -> StorageError:
     if code == "NoSuchBucket":
         return StorageError(f"no such bucket: {where}: create it, or correct the URL or AWS_ENDPOINT_URL")
     if code in _NO_ACCESS:
-        return StorageError(
-            f"access refused ({code}) to {where}: check AWS_ACCESS_KEY_ID, its secret, its rights and whether it has expired"
-        )
+        advice = "check AWS_ACCESS_KEY_ID, its secret and rights, and whether they have expired"
+        return StorageError(f"access refused ({code}) to {where}: {advice}")
     if status == 404:
         return NotFoundError(f"{where} does not exist: check the URL")
     if code in _RETRIED or status in (500, 502, 503, 504):
