@@ -63,6 +63,7 @@ def ray_session(s3_env: dict[str, str]) -> Iterator[None]:
         import ray  # slow to import, and most tests do without it
 
         ray.init(
+            address="local",  # else it would look for one that runs on this machine
             num_cpus=8,
             num_gpus=0,
             object_store_memory=200 * 10**6,

@@ -1,8 +1,10 @@
 """Generation fanned out over Ray: an actor pool over the shards whose part is missing."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from pipeline.generate.factory import open_factory
 from pipeline.generate.plan import GeneratePlan
 from pipeline.generate.shard_writer import SPLIT
 
+_REQUESTS = 32
+"""To the store at once."""
+_SHARDS_OF_READ_TASK = 1000
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -38,14 +43,17 @@ class Workers:
 class _Worker:
     """An actor: G and D loaded once, then shard after shard, two at a time: while one is stored the next is made."""
 
-    def __init__(self, snapshot_url: str, out_url: str, plan: GeneratePlan, workers: Workers) -> None:
+    def __init__(
+        self, snapshot_url: str, out_url: str, plan: GeneratePlan, workers: Workers, shards: NDArray[np.int64]
+    ) -> None:
         source = snapshot.load(snapshot_url)
         device = torch.device("cuda" if workers.use_gpu else "cpu")
         self._factory = open_factory(plan, source.G_ema, source.D, device, workers.num_encoders)
-        self._out_url = out_url
+        self._out_url, self._shards = out_url, shards
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[int]]:
-        done = [shard_writer.write_shard(self._out_url, self._factory, int(shard)) for shard in batch["shard"]]
+        shards = self._shards[batch["id"]].tolist()
+        done = [shard_writer.write_shard(self._out_url, self._factory, shard) for shard in shards]
         return {"rows": [one.rows for one in done]}
 
 
@@ -71,13 +79,12 @@ def generate(
     missing = missing_shards(out_url, plan)
     if missing:
         _make(snapshot_url, out_url, plan, missing, workers, on_progress)
-    parts = tuple(_part(out_url, plan, shard) for shard in range(plan.num_shards))
     result = DatasetRecord(
         channels=plan.channels,
         resolution=plan.resolution,
         image_format=plan.config.image_format,
         classes=plan.classes,
-        splits={SPLIT: parts},
+        splits={SPLIT: stored_parts(out_url, plan)},
         class_counts={SPLIT: plan.class_counts} if plan.classes else {},
         lineage=lineage,
     )
@@ -100,10 +107,11 @@ def _make(
         max_concurrent_calls_per_actor=2,
         enable_true_multi_threading=True,
     )
-    work = ray.data.from_items([{"shard": shard} for shard in missing], override_num_blocks=len(missing))
-    done = work.map_batches(
+    # A block a shard, but not a read task a shard: Ray Data makes all of those before the first one runs.
+    numbers = ray.data.range(len(missing), override_num_blocks=-(-len(missing) // _SHARDS_OF_READ_TASK))
+    done = numbers.repartition(target_num_rows_per_block=1).map_batches(
         _Worker,
-        fn_constructor_args=(snapshot_url, out_url, plan, workers),
+        fn_constructor_args=(snapshot_url, out_url, plan, workers, np.array(missing)),
         batch_size=1,
         compute=pool,
         num_cpus=workers.num_encoders,
@@ -111,6 +119,12 @@ def _make(
     )
     for row in done.iter_rows():
         on_progress(int(row["rows"]))
+
+
+def stored_parts(out_url: str, plan: GeneratePlan) -> tuple[Part, ...]:
+    """The parts of all shards, as dataset.json names them; all must be there."""
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return tuple(pool.map(functools.partial(_part, out_url, plan), range(plan.num_shards)))
 
 
 def _part(out_url: str, plan: GeneratePlan, shard: int) -> Part:
