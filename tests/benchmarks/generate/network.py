@@ -1,7 +1,7 @@
 """The fixed generators that are measured, `bench-256` and `bench-32`: untrained, with the statistics of photographs.
 
-What an encoder takes depends on the pixels. Photographs have about as much energy in every octave of frequency: here
-each layer enlarges smoothly what the one before made, and adds detail of one strength, which is the same.
+What an encoder takes depends on the pixels. In photographs an octave of frequency has about the energy of the one
+below, or down to half of it. Here each layer enlarges smoothly what the one before made and adds edges: about half.
 """
 
 import math
