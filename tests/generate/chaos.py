@@ -131,7 +131,9 @@ class Round:
     _frozen: int = 0
 
     def run(self, num_drivers: int, kills: Sequence[str]) -> None:
-        """Let drivers finish the output while `kills`, of `actor` and `driver`, come at moments of chance."""
+        """Let drivers finish the output while `kills`, of `actor` and `driver`, come at moments of chance. One whose
+        moment comes when no such process is left is not made: the tally says which were.
+        """
         due = sorted(self.chance.randrange(2, 3 * NUM_SHARDS) for _ in kills)
         pending = list(zip(due, self.chance.sample(kills, len(kills)), strict=True))
         self._frozen = len(self.rig.failpoints.frozen())
@@ -146,7 +148,6 @@ class Round:
                     pending = pending[1:] if self._kill(pending[0][1], drivers) else pending
                 self._kill_nodes()
                 time.sleep(_POLL_SEC)
-            assert not pending
             assert self.rig.failpoints.armed() == []
         self.rig.check(self.out)
 

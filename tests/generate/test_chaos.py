@@ -76,14 +76,16 @@ def test_random_kills(rig: Rig, request: pytest.FixtureRequest, tmp_path: Path, 
     chance, tally = seed_of_test(f"random kills, {store}"), Counter[str]()
     rounds = -(-(KILLS - NODE_KILLS) // (2 * KILLS_OF_ROUND))
     before = len(rig.failpoints.killed())
-    for number in range(rounds):
+    number = 0
+    while number < rounds or sum(tally.values()) < len(AT_ANY_MOMENT) * rounds:
         for step in STEPS:
             rig.failpoints.arm(step, chance.randrange(NUM_SHARDS // 2) if step in WORKER_STEPS else 0)
         Round(rig, f"{root}/{number}", chance, tally).run(1 + number % 2, AT_ANY_MOMENT)
+        number += 1
     at_steps = Counter(rig.failpoints.killed()[before:])
     show(at_steps | tally)
-    assert at_steps == dict.fromkeys(STEPS, rounds)
-    assert (at_steps | tally).total() == KILLS_OF_ROUND * rounds
+    assert at_steps == dict.fromkeys(STEPS, number)
+    assert (at_steps | tally).total() >= KILLS_OF_ROUND * rounds
     assert rounds >= min(5, KILLS // 20)  # so each step at least five times when there are 100 kills
 
 
