@@ -84,11 +84,10 @@ def preview(job: GenerateJob) -> Iterator[str]:
     """What the run will make and take, from a few seconds of work here; nothing is stored and no Ray is started."""
     try:
         source = snapshot.load(snapshot.find(storage.resolve(job.snapshot)))
-        plan = _plan(job, source)
+        plan, device = _plan(job, source), _device(job)
     except (InputError, RetryableError) as error:
         yield f"no estimate: {error}"
         return
-    device = torch.device("cuda" if job.use_gpu else "cpu")
     found = estimate.probe(open_factory(plan, source.G_ema, source.D, device, 1), _PROBE_SEC)
     count, kind = plan.config.num_images, "GPU" if job.use_gpu else "core"
     workers = job.num_workers or (torch.cuda.device_count() if job.use_gpu else os.cpu_count()) or 1
@@ -106,8 +105,16 @@ def _with_rejection(
     else:
         terminal.line(f"generate: makes a pilot of {plan.config.pilot_images:,} images, to see what D thinks of them")
         device = torch.device("cuda" if job.use_gpu and torch.cuda.is_available() else "cpu")
-        found = reject_below(open_factory(plan, source.G_ema, source.D, device, 1))
+        with terminal.progress(plan.config.pilot_images, "img", "pilot") as bar:
+            found = reject_below(open_factory(plan, source.G_ema, source.D, device, 1), bar.update)
     return dataclasses.replace(plan, reject_below=found)
+
+
+def _device(job: GenerateJob) -> torch.device:
+    """Where this process, and no worker, runs G. Raises InputError for a GPU that it has not got."""
+    if job.use_gpu and not torch.cuda.is_available():
+        raise InputError("use_gpu is set and this machine has no GPU; ask on one that has, or set --use-gpu false")
+    return torch.device("cuda" if job.use_gpu else "cpu")
 
 
 def _duration(hours: float) -> str:
@@ -115,8 +122,7 @@ def _duration(hours: float) -> str:
 
 
 def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot, out: str, terminal: Terminal) -> int:
-    device = torch.device("cuda" if job.use_gpu else "cpu")
-    factory = open_factory(plan, source.G_ema, source.D, device, 1)
+    factory = open_factory(plan, source.G_ema, source.D, _device(job), 1)
     for key, files in shard_writer.make_again(factory, job.only_keys):
         for extension, data in files.items():
             url = storage.join(out, f"{key}.{extension}")
@@ -129,10 +135,12 @@ def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot,
 def fit_workers(job: GenerateJob, cluster: Mapping[str, float]) -> Workers:
     """The workers that a cluster has room for. Raises InputError where it has none."""
     cpus, gpus = (int(cluster.get(kind, 0)) for kind in ("CPU", "GPU"))
-    have, kind = (gpus, "GPU") if job.use_gpu else (cpus // max(1, job.num_encoders), "CPU")
+    room = cpus // max(1, job.num_encoders)
+    have = min(gpus, room) if job.use_gpu else room
     if have < 1:
-        remedy = "set --use-gpu false" if job.use_gpu else "add one, or set --num-encoders 1"
-        raise InputError(f"each worker needs a {kind} and the cluster has not got it; {remedy}")
+        needs = f"{'a GPU and ' if job.use_gpu else ''}{max(1, job.num_encoders)} CPUs"
+        remedy = "set --use-gpu false or fewer --num-encoders" if job.use_gpu else "set --num-encoders 1"
+        raise InputError(f"each worker needs {needs}, and the cluster has {gpus} GPUs and {cpus} CPUs; {remedy}")
     count = min(job.num_workers or have, have)
     share = min(_MAX_ENCODERS, max(1, cpus // count)) if job.use_gpu else 1
     return Workers(count=count, use_gpu=job.use_gpu, num_encoders=job.num_encoders or share)

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
@@ -102,13 +102,16 @@ def open_factory(plan: GeneratePlan, G: nn.Module, D: nn.Module, device: torch.d
     return Factory(plan=plan, G=G, D=D, device=device, encoders=pool, num_encoders=num_encoders)
 
 
-def reject_below(factory: Factory) -> float:
-    """The score that the plan's `reject_share` of images falls below: D's logits of the pilot, counted off."""
+def reject_below(factory: Factory, on_progress: Callable[[int], None]) -> float:
+    """The score that the plan's `reject_share` of images falls below: D's logits of the pilot, counted off.
+    `on_progress` hears how many more images were made.
+    """
     z, labels = factory.plan.pilot()
     size, scores = factory.plan.config.micro_batch, []
     for start in range(0, len(z), size):
         part = slice(start, start + size)
         scores.append(factory.scores(factory.make(z[part], labels[part]), labels[part]))
+        on_progress(len(scores[-1]))
     ordered = np.sort(np.concatenate(scores))
     return float(ordered[int(len(ordered) * factory.plan.config.reject_share)])
 

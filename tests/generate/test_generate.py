@@ -167,7 +167,10 @@ def varied(tmp_path: Path) -> snapshot.Snapshot:
 
 def rejecting(source: snapshot.Snapshot, share: float, **settings: object) -> GeneratePlan:
     plan = plan_of(source, reject_share=share, pilot_images=200, score=True, **settings)
-    return dataclasses.replace(plan, reject_below=reject_below(factory_of(plan, source)))
+    made = list[int]()
+    plan = dataclasses.replace(plan, reject_below=reject_below(factory_of(plan, source), made.append))
+    assert sum(made) == 200
+    return plan
 
 
 def test_rejection_takes_the_first_attempt_that_d_likes_or_the_best(varied: snapshot.Snapshot) -> None:

@@ -143,10 +143,28 @@ def test_generate_workers_fit_the_cluster(job: dict[str, int], cluster: dict[str
     assert generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), cluster) == wanted
 
 
-@pytest.mark.parametrize("job", [{"use_gpu": True}, {"num_encoders": 9}])
-def test_generate_without_room_for_a_worker(job: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=r"each worker needs a .PU and the cluster has not got it; "):
-        generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), {"CPU": 8.0})
+@pytest.mark.parametrize(
+    ("job", "gpus", "why"),
+    [
+        ({"use_gpu": True}, 0, "needs a GPU and 1 CPUs, and the cluster has 0 GPUs and 8 CPUs; set --use-gpu false"),
+        ({"use_gpu": True, "num_encoders": 9}, 2, "needs a GPU and 9 CPUs, .* or fewer --num-encoders"),
+        ({"num_encoders": 9}, 0, "needs 9 CPUs, .*; set --num-encoders 1"),
+    ],
+)
+def test_generate_without_room_for_a_worker(job: dict[str, int], gpus: int, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), {"CPU": 8.0, "GPU": gpus})
+
+
+def test_generate_asked_for_a_gpu_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this process; a worker's GPU is another matter, and the dry run goes on without its estimate."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # also where there is one
+    words = ["--snapshot", make_snapshot(str(tmp_path / "run")), "--out", str(tmp_path / "out"), "--use-gpu"]
+    assert cli.run_verb(generate.VERB, [*words, "--dry-run"]) == 0
+    assert "# no estimate: use_gpu is set and this machine has no GPU" in capsys.readouterr().out
+    assert "has no GPU" in refused(capsys, generate.VERB, [*words, "--only-keys", "000000001"])
 
 
 def test_generate_dry_run_says_what_it_will_take(
