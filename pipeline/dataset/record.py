@@ -191,10 +191,12 @@ def settle_plan(url: str, plan: Mapping[str, Any], lineage: Mapping[str, Any]) -
     """
     where = storage.join(url, PLAN_NAME)
     body = {"format": FORMAT, "plan": dict(plan), "lineage": dict(lineage)}
-    if storage.stat(where) is None:
-        _refuse_strangers(url)
-        if storage.put_if_absent(where, encode_json(body)) is not storage.Put.OTHER:
-            return lineage
+    if (
+        storage.stat(where) is None
+        and not _has_rival(url)
+        and storage.put_if_absent(where, encode_json(body)) is not storage.Put.OTHER
+    ):
+        return lineage
     found, found_lineage = _read_plan(where)
     wanted = json.loads(encode_json(plan))
     if found != wanted:
@@ -243,8 +245,13 @@ def _read_plan(where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, lineage
 
 
-def _refuse_strangers(url: str) -> None:
-    for entry in storage.list_entries(url):
+def _has_rival(url: str) -> bool:
+    """Whether another driver settled its plan meanwhile; raises DatasetError for files without a plan."""
+    entry = next(iter(storage.list_entries(url)), None)
+    if entry is None:
+        return False
+    if storage.stat(storage.join(url, PLAN_NAME)) is None:  # a rival's plan is there before any other of its objects
         raise DatasetError(
             f"{url}: not empty (holds {entry.name}) and not a dataset of ours; choose an empty output URL"
         )
+    return True

@@ -87,6 +87,20 @@ def test_an_unfinished_dataset_is_called_so(tmp_path: Path) -> None:
         record.read(str(tmp_path))
 
 
+def test_a_rival_may_settle_the_plan_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, url = storage.stat, str(tmp_path)
+
+    def look_before_a_rival(where: str) -> storage.Stat | None:
+        found = look(where)
+        monkeypatch.undo()
+        record.settle_plan(url, {"a": 1}, {"by": "rival"})
+        storage.put_if_absent(storage.join(url, "events", "a"), b"")
+        return found
+
+    monkeypatch.setattr(storage, "stat", look_before_a_rival)
+    assert record.settle_plan(url, {"a": 1}, {"by": "us"}) == {"by": "rival"}
+
+
 def test_a_plan_is_settled_once(tmp_path: Path) -> None:
     url = str(tmp_path)
     assert record.settle_plan(url, {"a": (1, 2)}, {"by": "first"}) == {"by": "first"}
