@@ -26,9 +26,9 @@ from pipeline.stream import chunk
 from pipeline.stream.chunk import ChunkReader, Decoder, FeedConfig
 from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log
-from pipeline.train.loop import RunSpec, TrainConfig
 from pipeline.train.ownership import Ownership
 from pipeline.train.ray_train import WorkersConfig, fit, fit_workers
+from pipeline.train.spec import RunSpec, TrainConfig
 
 _MEASURED_SAMPLES = 1000
 _MAX_LABEL_RUN_RATIO = 8.0

@@ -1,6 +1,5 @@
 """The training loop of one rank. Knows torch and storage; knows nothing of Ray."""
 
-import copy
 import dataclasses
 import functools
 import time
@@ -11,122 +10,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline import philox, snapshot
-from pipeline.config import ConfigError, to_dict
 from pipeline.errors import InputError
 from pipeline.gan import augment, precision
 from pipeline.gan import step as gan_step
-from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.gan.pixels import to_network
 from pipeline.gan.sample import sample
-from pipeline.gan.step import Networks, Rows, StepConfig
+from pipeline.gan.step import Rows
 from pipeline.stream.batches import Batch
-from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log, ownership
 from pipeline.train.checkpoint import Checkpoint, State
 from pipeline.train.device import OnDevice, on_device, set_up
 from pipeline.train.noise import RowNoise
+from pipeline.train.ranks import World, average_buffers, networks, sum_over_ranks
+from pipeline.train.spec import RunSpec
 
 _GRID_COLUMNS = 10
 _GRID_ROWS_UNLABELLED = 10
 _GRID_ROWS_MAX = 20
 _QUARANTINED_SHOWN = 100
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, how often, and in what order."""
-
-    total_kimg: float = 1000.0
-    """Length of the run in thousand images seen."""
-    batch_size: int = 64
-    """B, images of the global batch of one iteration."""
-    num_lanes: int = 8
-    """L, slices of the batch; the largest number of workers. Must divide the batch size."""
-    seed: int = 0
-    """Seed of the weights, the order of the data and the noise."""
-    tick_kimg: float = 20.0
-    """Statistics, a sample grid and a progress line each so many thousand images."""
-    checkpoint_kimg: float = 100.0
-    """A checkpoint each so many thousand images; rounded up to whole ticks."""
-    num_to_keep: int = 5
-    """Checkpoints kept; older ones are deleted."""
-    max_replaced_fraction: float = 0.01
-    """Stop when a larger share of the samples of a tick cannot be read."""
-    record_positions: bool = False
-    """Write which samples each rank took, and where in the order: a file a tick under positions/."""
-    deterministic: bool = False
-    """Refuse operations that are not deterministic; slower on GPU."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_lanes < 1 or self.batch_size % self.num_lanes:
-            raise ConfigError(f"batch_size {self.batch_size} is not a multiple of num_lanes {self.num_lanes}")
-        for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not -(2**63) <= self.seed < 2**63 or not 0 <= self.max_replaced_fraction <= 1:
-            raise ConfigError("seed must be a 64-bit integer, and max_replaced_fraction must lie in [0, 1]")
-        if self.num_to_keep < 1:
-            raise ConfigError(f"num_to_keep must be at least 1, not {self.num_to_keep}")
-
-    def iterations(self, kimg: float) -> int:
-        """Whole iterations that see at least so many thousand images."""
-        return max(1, -(-round(kimg * 1000) // self.batch_size))
-
-    @property
-    def total_nimg(self) -> int:
-        """`cur_nimg` at the end of the run."""
-        return self.iterations(self.total_kimg) * self.batch_size
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """All that a rank needs to know of its run."""
-
-    run_url: str
-    owner: int
-    plan: OrderPlan
-    dataset_digest: str
-    shape: ImageShape
-    classes: tuple[str, ...]
-    network: NetworkConfig
-    step: StepConfig
-    train: TrainConfig
-    lineage: Mapping[str, Any]
-    class_counts: tuple[int, ...] = ()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a resuming run must share: the meaning of the clock, and the shapes of the tensors."""
-        return {
-            "seed": self.train.seed,
-            "batch_size": self.plan.batch_size,
-            "num_lanes": self.plan.num_lanes,
-            "chunk_size": self.plan.chunk_size,
-            "runs_per_chunk": self.plan.runs_per_chunk,
-            "real_batches": self.step.real_batches,
-            "dataset_digest": self.dataset_digest,
-            "network": to_dict(self.network),
-        }
-
-    def data_step(self, cur_nimg: int) -> int:
-        """The next data step: the whole data cursor is `cur_nimg`."""
-        return self.step.real_batches * cur_nimg // self.plan.batch_size
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
-    """This rank's place among the others."""
-
-    rank: int
-    size: int
-    device: torch.device
-    wrap: Callable[[nn.Module], nn.Module]
-    """Moves a network to the device and, with more than one rank, wraps it in DDP."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +56,7 @@ class _Trainer:
     def __init__(self, spec: RunSpec, world: World, start: Checkpoint | None, writer: ThreadPoolExecutor) -> None:
         self.spec, self.world, self.writer = spec, world, writer
         self.step = dataclasses.replace(spec.step, precision=precision.supported(spec.step.precision, world.device))
-        self.nets = _networks(spec, world)
+        self.nets = networks(spec, world)
         self.cur_nimg, self.tick, self.attempt, self.augment_p = 0, 0, 1, spec.step.augment.p[0]
         self.writes: list[Future[None]] = []
         if start is not None:
@@ -206,7 +110,7 @@ class _Trainer:
         rows = [self._rows(batches, number) for number in range(config.real_batches)]
         values = gan_step.now(config, self.cur_nimg, self.augment_p)
         stats = gan_step.iterate(self.nets, rows, config, values, scale=self.world.size / size)
-        _average_buffers(self.nets.G, self.world)
+        average_buffers(self.nets.G, self.world)
         self.cur_nimg += size
         gan_step.update_ema(self.nets, self.cur_nimg, size, values.ema_half_life_kimg, config.ema_ramp)
         for name, value in stats.items():
@@ -235,7 +139,7 @@ class _Trainer:
         self._raise_what_writing_met(wait=False)
         self.tick += 1
         config, seen = self.step, self.cur_nimg - self.tick_nimg
-        means = _sum_over_ranks({**self.sums, "replaced": torch.tensor(float(len(self.replaced)))}, self.world)
+        means = sum_over_ranks({**self.sums, "replaced": torch.tensor(float(len(self.replaced)))}, self.world)
         stats = {name: value / seen for name, value in means.items()}
         stats |= {"cur_nimg": self.cur_nimg, "tick": self.tick, "elapsed_sec": time.perf_counter() - self.tick_start}
         stats |= self._rates() | dataclasses.asdict(gan_step.now(config, self.cur_nimg, self.augment_p))
@@ -278,7 +182,7 @@ class _Trainer:
 
         While the one before is still being written this one is left out, and said to be.
         """
-        _average_buffers(self.nets.D, self.world)
+        average_buffers(self.nets.D, self.world)
         if self.world.rank != 0:
             return
         if self.pending is not None and not self.pending.done() and not wait:
@@ -339,59 +243,3 @@ def _save_checkpoint(spec: RunSpec, state: State) -> None:
     checkpoint.prune(spec.run_url, spec.train.num_to_keep)
     elapsed_sec = round(time.perf_counter() - started, 3)
     log.put_event(spec.run_url, spec.owner, "checkpoint", number=number, cur_nimg=cur_nimg, write_sec=elapsed_sec)
-
-
-def _networks(spec: RunSpec, world: World) -> Networks:
-    """Networks with their initial weights, wrapped, and their optimisers."""
-    G, D = build(spec.network, spec.shape, spec.train.seed)
-    G_ema = copy.deepcopy(G).to(world.device).eval().requires_grad_(False)
-    D_judge = gan_step.compile_networks(G, D, spec.step)
-    G_trained, D_trained = world.wrap(G), world.wrap(D)
-    G_opt, D_opt = gan_step.optimisers(G, D, spec.step)
-    nets = Networks(
-        G=G,
-        D=D,
-        G_ema=G_ema,
-        G_trained=G_trained,
-        D_trained=D_trained,
-        D_judge=D_judge,
-        G_opt=G_opt,
-        D_opt=D_opt,
-    )
-    if world.size > 1:
-        _warm_up(nets, spec, world.device)
-    return nets
-
-
-def _warm_up(nets: Networks, spec: RunSpec, device: torch.device) -> None:
-    """One discarded backward pass a network. DDP rebuilds its buckets after its first one, which changes the order of
-    its sums at three ranks or more: after this a resumed run adds in the same order as an undisturbed one.
-    """
-    before = [copy.deepcopy(network.state_dict()) for network in (nets.G, nets.D)]
-    label = torch.zeros(2, dtype=torch.int64, device=device)
-    images = nets.G_trained(torch.zeros(2, spec.network.z_dim, device=device), label)
-    images.sum().backward()
-    nets.D_trained(images.detach(), label).sum().backward()
-    for network, state in zip((nets.G, nets.D), before, strict=True):
-        network.zero_grad(set_to_none=True)
-        network.load_state_dict(state)
-
-
-def _average_buffers(network: nn.Module, world: World) -> None:
-    """Running statistics of batch norm are local to a rank; their mean over ranks is what is averaged and saved."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    buffers = [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
-    if world.size == 1 or not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= world.size
-    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
-
-
-def _sum_over_ranks(sums: Mapping[str, torch.Tensor], world: World) -> dict[str, float]:
-    flat = torch.stack([value.to(world.device, torch.float64) for value in sums.values()])
-    if world.size > 1:
-        dist.all_reduce(flat)
-    return dict(zip(sums, flat.tolist(), strict=True))

@@ -23,8 +23,10 @@ from pipeline.stream.chunk import ChunkReader
 from pipeline.stream.feed import NUM_RANKS, plan_dataset, rank_blocks
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import Checkpoint
-from pipeline.train.loop import Outlets, RunSpec, World
+from pipeline.train.loop import Outlets
 from pipeline.train.ownership import OwnershipError
+from pipeline.train.ranks import World
+from pipeline.train.spec import RunSpec
 
 FIRST_BATCH_SEC = 120.0
 """A run without a first batch after so long is stuck: our watchdog ends it and names what is short."""

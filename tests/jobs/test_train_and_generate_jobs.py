@@ -28,6 +28,7 @@ from pipeline.generate.plan import GenerateConfig
 from pipeline.generate.ray_generate import Workers
 from pipeline.stream.batches import rank_batches
 from pipeline.train import loop
+from pipeline.train.spec import TrainConfig
 from tests.generate.test_generate import make_snapshot
 from tests.jobs.test_cli import heed_interrupts
 from tests.s3_server import S3Server
@@ -112,7 +113,7 @@ def test_train_refuses_an_output_that_holds_a_dataset(capsys: pytest.CaptureFixt
 def test_a_finished_run_is_not_taken_for_another(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str) -> None:
     """Decided in the driver, from the checkpoint: no Ray is started for it."""
     words = ["--dataset", data, "--out", str(tmp_path / "run"), "--train.total-kimg", "0.1"]
-    job = train.TrainJob(dataset=data, out=str(tmp_path / "run"), train=loop.TrainConfig(total_kimg=0.1))
+    job = train.TrainJob(dataset=data, out=str(tmp_path / "run"), train=TrainConfig(total_kimg=0.1))
     spec, reader = train._open(job, data)
     outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)
     batches = rank_batches((block(reader, n) for n in range(1000)), reader, 0, 0, 1, 1)
@@ -261,7 +262,7 @@ def test_what_prepare_counted_reaches_the_generated_labels(tmp_path: Path, label
         out=url,
         allow_unshuffled=True,
         network=NetworkConfig(base_width=8, labels=labels),  # type: ignore[arg-type]
-        train=loop.TrainConfig(total_kimg=0.1),
+        train=TrainConfig(total_kimg=0.1),
     )
     spec, reader = train._open(job, job.dataset)
     outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)

@@ -20,7 +20,9 @@ from pipeline.stream.chunk import ChunkReader, Decoder
 from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import CheckpointError
-from pipeline.train.loop import Outlets, RunSpec, TrainConfig, World
+from pipeline.train.loop import Outlets
+from pipeline.train.ranks import World
+from pipeline.train.spec import RunSpec, TrainConfig
 from tests.small import CLASSES, make_dataset
 from tests.stream.readers import block
 

@@ -19,9 +19,9 @@ from pipeline.gan.step import StepConfig
 from pipeline.stream.chunk import ChunkReader
 from pipeline.stream.order import OrderPlan
 from pipeline.train import log
-from pipeline.train.loop import RunSpec
 from pipeline.train.ownership import Ownership
 from pipeline.train.ray_train import ResourceError, Workers, WorkersConfig, fit, fit_workers
+from pipeline.train.spec import RunSpec
 from tests.stream.test_feed import processes_running
 from tests.train.test_loop import assert_bit_equal, final_state, reader, spec_of
 

@@ -21,8 +21,8 @@ from jobs.train import TrainJob
 from pipeline.stream.batches import rank_batches
 from pipeline.stream.chunk import ChunkReader, FeedConfig
 from pipeline.stream.feed import plan_dataset, rank_blocks
-from pipeline.train.loop import TrainConfig
 from pipeline.train.ray_train import Shares, WorkersConfig, fit_workers
+from pipeline.train.spec import TrainConfig
 from tests.benchmarks.ingest.measure import Batch, Spec, print_result, steady_rate
 
 _LONG_PLAN_CHUNKS = 488_000  # r3gan-cifar10's whole run

@@ -32,8 +32,10 @@ from pipeline import config
 from pipeline.stream.batches import Batch, rank_batches
 from pipeline.stream.chunk import ChunkReader
 from pipeline.train import log, loop
-from pipeline.train.loop import Outlets, RunSpec, World
+from pipeline.train.loop import Outlets
+from pipeline.train.ranks import World
 from pipeline.train.ray_train import Workers, fit, fit_workers
+from pipeline.train.spec import RunSpec
 from tests.benchmarks.ingest import data
 from tests.benchmarks.ingest.cases import Case
 
