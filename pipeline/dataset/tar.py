@@ -55,33 +55,41 @@ def build(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
 
     Members are sorted by name within a sample, samples keep their order; mtime 0, mode 0644, owner 0.
     """
-    out = bytearray()
+    pieces: list[bytes] = []
     for key, files in samples:
         for extension in sorted(files):
             data = files[extension]
-            out += _header(f"{key}.{extension}", len(data))
-            out += data
-            out += bytes(-len(data) % BLOCK_BYTES)
-    out += _END
-    return bytes(out)
+            pieces += (_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % BLOCK_BYTES))
+    return b"".join([*pieces, _END])
 
 
-def _header(name: str, size_bytes: int) -> bytes:
-    """A POSIX ustar header block."""
-    raw = name.encode()
-    assert len(raw) <= 100
+def _blank_header() -> bytes:
+    """A POSIX ustar header block without name and size, and with spaces for the checksum."""
     head = bytearray(BLOCK_BYTES)
-    head[0 : len(raw)] = raw
     head[100:108] = b"0000644\0"
     head[108:124] = b"0000000\0" * 2
-    head[124:136] = b"%011o\0" % size_bytes
     head[136:148] = b"%011o\0" % 0
     head[148:156] = b" " * 8
     head[156:157] = b"0"
     head[257:265] = b"ustar\x0000"
     head[329:345] = b"0000000\0" * 2
-    head[148:156] = b"%06o\0 " % sum(head)
     return bytes(head)
+
+
+_BLANK = _blank_header()
+_BLANK_SUM = sum(_BLANK)
+
+
+def _header(name: str, size_bytes: int) -> bytes:
+    raw, size = name.encode(), b"%011o" % size_bytes
+    assert len(raw) <= 100
+    checksum = b"%06o\0 " % (_BLANK_SUM + sum(raw) + sum(size))
+    return raw + _BLANK[len(raw) : 124] + size + _BLANK[135:148] + checksum + _BLANK[156:]
+
+
+def _checksum(block: bytes) -> int:
+    """The sum of a block's bytes. Most are zero, and Python adds one at a time."""
+    return sum(block.translate(None, b"\0"))
 
 
 def scan(data: bytes, where: str) -> list[Member]:
@@ -185,7 +193,7 @@ def _check_size(name: str, kind: bytes, size: int, left: int, where: str) -> Non
 def _parse(block: bytes, offset: int, where: str) -> tuple[str, bytes, int]:
     """Name, type and size of a header block whose checksum holds."""
     stored, size = _number(block[148:156]), _number(block[124:136])
-    if stored != sum(block) - sum(block[148:156]) + 8 * 32 or size is None:
+    if stored != _checksum(block) - sum(block[148:156]) + 8 * 32 or size is None:
         _refuse_compressed(b"" if offset else block, where)
         raise TarError(f"{where}: no tar header at byte {offset}; is it an undamaged tar?")
     if size < 0:

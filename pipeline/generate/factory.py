@@ -1,6 +1,7 @@
 """What makes images in one process: networks on a device, and threads that encode beside them."""
 
 import collections
+import ctypes
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pipeline.generate.plan import GeneratePlan
 from pipeline.images import Pixels
 
 KEY_DIGITS = 9
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _AHEAD = 1  # micro-batches of pixels that wait for an encoder
 
 Sample = tuple[str, Mapping[str, bytes]]
@@ -36,6 +38,8 @@ class Factory:
     num_encoders: int
     busy: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     """Held while a network runs."""
+    making: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    """Held while a shard is made: two at once would end together, and nobody works while both are stored."""
 
     def samples(self, micro_batches: Sequence[NDArray[np.int64]]) -> Iterator[Sample]:
         """Samples in order, by the numbers of their micro-batches. While one is encoded the next is made."""
@@ -100,6 +104,16 @@ def open_factory(plan: GeneratePlan, G: nn.Module, D: nn.Module, device: torch.d
         G.compile()
     pool = ThreadPoolExecutor(num_encoders, thread_name_prefix="encode")
     return Factory(plan=plan, G=G, D=D, device=device, encoders=pool, num_encoders=num_encoders)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc so, for this process. It gives blocks of a network's size back to the kernel after each micro-batch,
+    and takes new ones, zeroed: 25,000 page faults a second, an eighth of the images.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, size_bytes in ((_M_MMAP_THRESHOLD, 32 * 1024**2), (_M_TRIM_THRESHOLD, 256 * 1024**2)):
+            assert libc.mallopt(parameter, size_bytes)
 
 
 def reject_below(factory: Factory, on_progress: Callable[[int], None]) -> float:

@@ -3,28 +3,34 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, Datasource
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.block import BlockMetadata
+from ray.data.context import DataContext
+from ray.data.datasource import ReadTask
 
 from pipeline import snapshot, storage
 from pipeline.dataset import index, record
 from pipeline.dataset.record import DatasetRecord, Part
 from pipeline.generate import card, shard_writer
-from pipeline.generate.factory import open_factory
+from pipeline.generate.factory import keep_freed_memory, open_factory
 from pipeline.generate.plan import GeneratePlan
 from pipeline.generate.shard_writer import SPLIT
 
 _REQUESTS = 32
 """To the store at once."""
-_SHARDS_OF_READ_TASK = 1000
+_SHARDS_OF_READ_TASK, _REST_SEC = 1000, 0.1
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -43,18 +49,52 @@ class Workers:
 class _Worker:
     """An actor: G and D loaded once, then shard after shard, two at a time: while one is stored the next is made."""
 
-    def __init__(
-        self, snapshot_url: str, out_url: str, plan: GeneratePlan, workers: Workers, shards: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, snapshot_url: str, out_url: str, plan: GeneratePlan, workers: Workers) -> None:
+        keep_freed_memory()
         source = snapshot.load(snapshot_url)
         device = torch.device("cuda" if workers.use_gpu else "cpu")
         self._factory = open_factory(plan, source.G_ema, source.D, device, workers.num_encoders)
-        self._out_url, self._shards = out_url, shards
+        self._out_url = out_url
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[int]]:
-        shards = self._shards[batch["id"]].tolist()
-        done = [shard_writer.write_shard(self._out_url, self._factory, shard) for shard in shards]
+        done = [shard_writer.write_shard(self._out_url, self._factory, shard) for shard in batch["shard"].tolist()]
         return {"rows": [one.rows for one in done]}
+
+
+class _Numbers(Datasource):
+    """Numbers of shards. Not a read task a shard: Ray Data makes all tasks before the first one runs, 1 ms each."""
+
+    def __init__(self, shards: Sequence[int]) -> None:
+        self._shards = shards
+
+    def get_name(self) -> str:
+        return "Shards"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 8 * len(self._shards)
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - Ray's signature
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: DataContext | None = None,  # noqa: ARG002
+    ) -> list[ReadTask]:
+        starts = range(0, len(self._shards), _SHARDS_OF_READ_TASK)
+        return [_read_task(self._shards[start : start + _SHARDS_OF_READ_TASK]) for start in starts]
+
+
+class _Rest(ExecutionCallback):
+    """Lets Ray Data's scheduling loop look ten times a second: each look takes milliseconds of a core, and a worker has
+    its next shard before it has ended one.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - Ray's signature
+        time.sleep(_REST_SEC)
+
+
+def _read_task(shards: Sequence[int]) -> ReadTask:
+    metadata = BlockMetadata(num_rows=len(shards), size_bytes=8 * len(shards), input_files=None, exec_stats=None)
+    return ReadTask(lambda: [pa.table({"shard": shards})], metadata)
 
 
 def missing_shards(out_url: str, plan: GeneratePlan) -> list[int]:
@@ -101,17 +141,21 @@ def _make(
     workers: Workers,
     on_progress: Callable[[int], None],
 ) -> None:
+    count = min(workers.count, len(missing))
     pool = ActorPoolStrategy(
         min_size=1,
-        max_size=min(workers.count, len(missing)),
+        initial_size=count,  # the pool itself would add the second one after 5 s
+        max_size=count,
         max_concurrent_calls_per_actor=2,
         enable_true_multi_threading=True,
     )
-    # A block a shard, but not a read task a shard: Ray Data makes all of those before the first one runs.
-    numbers = ray.data.range(len(missing), override_num_blocks=-(-len(missing) // _SHARDS_OF_READ_TASK))
-    done = numbers.repartition(target_num_rows_per_block=1).map_batches(
+    # No CPU: the pool may have taken them all.
+    numbers = ray.data.read_datasource(_Numbers(missing), num_cpus=0)
+    numbers.context.target_max_block_size = 1  # byte: a block a shard
+    numbers.context.custom_execution_callback_classes = [_Rest]
+    done = numbers.map_batches(
         _Worker,
-        fn_constructor_args=(snapshot_url, out_url, plan, workers, np.array(missing)),
+        fn_constructor_args=(snapshot_url, out_url, plan, workers),
         batch_size=1,
         compute=pool,
         num_cpus=workers.num_encoders,

@@ -42,7 +42,8 @@ def write_shard(out_url: str, factory: Factory, shard: int) -> Receipt:
     url = storage.join(out_url, SPLIT, name)
     stored = None if storage.stat(url) is None else storage.read(url)
     if stored is None:
-        stored = build_shard(factory, shard)
+        with factory.making:
+            stored = build_shard(factory, shard)
         if storage.put_if_absent(url, stored) is storage.Put.OTHER:
             stored = storage.read(url)
     part = encode_part(factory, shard, stored, url)

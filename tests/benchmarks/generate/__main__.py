@@ -29,6 +29,8 @@ MUSTS = {
 FIRST_PART_MUST_SEC = 15.0
 _CORES = 2
 _PRECISION = "bf16"
+SCALED = "png256"
+"""The case in which one worker is compared with two, each held to a core: else a single one takes both."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,9 @@ def _round(case: Case, folder: str, window_sec: float, number: int, rounds: int)
         "independent, 2": lambda: alone("forward_and_encode", 2),
         "ours, 2 workers": lambda: _ours(case, folder, 2),
     }
+    if case.name == SCALED:
+        sides["ours, 1 one-core worker"] = lambda: _ours(case, folder, 1, "--pin")
+        sides["ours, 2 one-core workers"] = lambda: _ours(case, folder, 2, "--pin")
     for side, measure in sides.items():
         rates[side] = measure()
         print(f"round {number}/{rounds}: {case.name}: {side}: {rates[side]:,.1f} img/s", flush=True)
@@ -123,11 +128,11 @@ def _alone(case: Case, folder: str, kind: str, processes: int, threads: int, win
     return sum(float(process.communicate()[0]) for process in running)
 
 
-def _ours(case: Case, folder: str, workers: int) -> float:
+def _ours(case: Case, folder: str, workers: int, *more: str) -> float:
     words = ["--snapshot", _snapshot(folder, case), "--image-format", case.image_format, "--precision", _PRECISION]
     words += ["--micro-batch", str(case.micro_batch), "--shard-size", str(case.shard_size)]
     words += ["--workers", str(workers), "--num-images", str(case.num_images * workers // _CORES)]
-    command = [sys.executable, "-m", "tests.benchmarks.generate.ours", *words]
+    command = [sys.executable, "-m", "tests.benchmarks.generate.ours", *words, *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=_environment(), check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["img_per_sec"])
 
@@ -154,9 +159,11 @@ def _ratios(case: Case, found: list[Rates]) -> dict[str, float]:
     ratios[f"{case.name}_encoder_vs_pillow"] = median(
         [one["encode, one core"] / one["pillow, one core"] for one in found]
     )
-    if case.name == "png256":
+    if case.name == SCALED:
         scaling = [
-            one["ours, 2 workers"] / one["ours, 1 worker"] / (one["independent, 2"] / one["independent, 1"])
+            one["ours, 2 one-core workers"]
+            / one["ours, 1 one-core worker"]
+            / (one["independent, 2"] / one["independent, 1"])
             for one in found
         ]
         ratios["two_workers_vs_independent"] = median(scaling)

@@ -3,9 +3,12 @@
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from jobs.generate import GenerateJob, _plan
 from jobs.ray_session import start_ray
@@ -26,6 +29,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--image-format", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--micro-batch", type=int, required=True)
+    parser.add_argument("--pin", action="store_true", help="each worker, with all its threads, to a core of its own")
     options = parser.parse_args(arguments)
     config = GenerateConfig(
         num_images=options.num_images,
@@ -43,6 +47,8 @@ def main(arguments: list[str]) -> None:
         grown: list[float] = []
 
         def on_progress(count: int) -> None:
+            if options.pin and len(done) < 2 * options.workers:
+                _pin_workers()
             done.append((time.perf_counter(), count))
             grown.append(_resident_mb())
 
@@ -52,6 +58,16 @@ def main(arguments: list[str]) -> None:
     tenths = [_rate(steady[start : stop + 1]) for start, stop in itertools.pairwise(cuts) if stop > start]
     growth_mb = grown[-1] - grown[len(grown) // 10]
     print(json.dumps({"img_per_sec": _rate(steady), "tenths": tenths, "growth_mb": growth_mb}))
+
+
+def _pin_workers() -> None:
+    """Threads that start later have the core of the thread that started them."""
+    titles = sorted(Path("/proc").glob("[0-9]*/cmdline"))
+    workers = [title.parent for title in titles if title.read_bytes().startswith(b"ray::MapWorker(MapBatches(")]
+    for core, worker in enumerate(workers):
+        for thread in (worker / "task").iterdir():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), {core})
 
 
 def _rate(done: list[tuple[float, int]]) -> float:
