@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.gan import augment, losses, penalties, schedules
 from pipeline.gan.augment import AugmentConfig
+from pipeline.gan.networks import spectral
 from pipeline.gan.noise import Noise
 from pipeline.gan.precision import Precision, autocast
 from pipeline.gan.schedules import Schedule
@@ -173,10 +174,10 @@ def iterate(
     sums: dict[str, torch.Tensor] = {}
     d_loss, g_loss = (functools.partial(loss, nets, config, values) for loss in (_d_loss, _g_loss))
     for rows in batches[: config.d_steps]:
-        _add(sums, _phase(nets.D_opt, nets.D_trained, rows, d_loss, config, scale))
+        _add(sums, _phase(nets, nets.D_opt, nets.D_trained, rows, d_loss, config, scale))
     sums = {name: value / config.d_steps for name, value in sums.items()}
     with frozen(nets.D):
-        return sums | _phase(nets.G_opt, nets.G_trained, batches[-1], g_loss, config, scale)
+        return sums | _phase(nets, nets.G_opt, nets.G_trained, batches[-1], g_loss, config, scale)
 
 
 _Loss = Callable[[Rows], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -184,19 +185,29 @@ _Loss = Callable[[Rows], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 def _phase(
-    optimiser: torch.optim.Optimizer, trained: nn.Module, rows: Rows, loss_of: _Loss, config: StepConfig, scale: float
+    nets: Networks,
+    optimiser: torch.optim.Optimizer,
+    trained: nn.Module,
+    rows: Rows,
+    loss_of: _Loss,
+    config: StepConfig,
+    scale: float,
 ) -> dict[str, torch.Tensor]:
     """One step of an optimiser on all rows, in parts if need be."""
     optimiser.zero_grad(set_to_none=True)
     sums: dict[str, torch.Tensor] = {}
-    left = list(rows.parts(config.micro_batch))
-    while left:
-        part = left.pop(0)
-        # Ranks average their gradients once a phase: while its last part goes backward.
-        with _no_sync(trained) if left else contextlib.nullcontext():
+    parts = list(rows.parts(config.micro_batch))
+    for number, part in enumerate(parts):
+        last = part is parts[-1]
+        with contextlib.ExitStack() as stack:
+            if number:
+                stack.enter_context(spectral.held(nets.D))
+            if not last:
+                # Ranks average their gradients once a phase: while its last part goes backward.
+                stack.enter_context(_no_sync(trained))
             with autocast(config.precision, part.real_img.device):
                 loss, stats = loss_of(part)
-            total = loss * scale if left else loss * scale + _of_weights(trained, config)
+            total = loss * scale + _of_weights(trained, config) if last else loss * scale
             total.backward()  # type: ignore[no-untyped-call]
         _add(sums, stats)
     optimiser.step()

@@ -4,6 +4,9 @@ Miyato et al., "Spectral normalization for generative adversarial networks" (ICL
 the same, but under autocast in bf16, and starts from PyTorch's global random state.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -19,6 +22,7 @@ class SpectralNorm(nn.Module):
 
     u: torch.Tensor
     v: torch.Tensor
+    held = False
 
     def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
         super().__init__()
@@ -33,7 +37,7 @@ class SpectralNorm(nn.Module):
         """See the class."""
         with full_precision(weight):
             matrix = weight.flatten(1)
-            if self.training:
+            if self.training and not self.held:
                 self._improve(matrix.detach())
             # Copies: the next use changes them in place, and a backward pass of this one may come after it.
             return weight / torch.dot(self.u.clone(), matrix @ self.v.clone())
@@ -48,3 +52,19 @@ def spectral_norm(module: nn.Module, generator: torch.Generator) -> None:
     """Divide a layer's weight by its norm from now on; the first estimate depends on `generator` alone."""
     assert isinstance(module.weight, torch.Tensor)
     parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight, generator))
+
+
+@contextlib.contextmanager
+def held(network: nn.Module) -> Iterator[None]:
+    """Its estimates stay as they are, in training too: for what is more of the same batch.
+
+    Else a network would depend on the number of parts, and be another one on ranks that have more of them.
+    """
+    norms = [module for module in network.modules() if isinstance(module, SpectralNorm)]
+    for norm in norms:
+        norm.held = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.held = False
