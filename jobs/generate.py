@@ -12,7 +12,7 @@ import torch
 
 from jobs import cli, presets
 from jobs.ray_session import start_ray
-from jobs.terminal import Terminal
+from jobs.terminal import Terminal, duration
 from pipeline import snapshot, storage
 from pipeline.config import ConfigError, to_yaml
 from pipeline.dataset import record
@@ -93,7 +93,7 @@ def preview(job: GenerateJob) -> Iterator[str]:
     workers = job.num_workers or (torch.cuda.device_count() if job.use_gpu else os.cpu_count()) or 1
     yield f"{count:,} images in {plan.num_shards:,} shards, about {count * found.bytes_per_image / 1e9:,.3g} GB"
     yield f"{found.img_per_sec:,.0f} img/s on one {kind} of this machine"
-    yield f"about {_duration(found.hours(count, workers))} with {workers} workers, each with such a {kind}"
+    yield f"about {duration(found.hours(count, workers))} with {workers} workers, each with such a {kind}"
 
 
 def _with_rejection(
@@ -115,10 +115,6 @@ def _device(job: GenerateJob) -> torch.device:
     if job.use_gpu and not torch.cuda.is_available():
         raise InputError("use_gpu is set and this machine has no GPU; ask on one that has, or set --use-gpu false")
     return torch.device("cuda" if job.use_gpu else "cpu")
-
-
-def _duration(hours: float) -> str:
-    return f"{hours * 3600:,.0f} s" if hours < 0.1 else f"{hours:,.1f} h"
 
 
 def _make_again(job: GenerateJob, plan: GeneratePlan, source: snapshot.Snapshot, out: str, terminal: Terminal) -> int:

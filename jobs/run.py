@@ -14,8 +14,8 @@ from pipeline.gan.networks.build import NetworkConfig
 from pipeline.gan.step import StepConfig
 from pipeline.generate.plan import GenerateConfig
 from pipeline.prepare.plan import PrepareConfig
-from pipeline.train.ray_train import WorkersConfig
 from pipeline.train.spec import TrainConfig
+from pipeline.train.workers import WorkersConfig
 
 _COLUMNS, _ROWS, _GAP_PX = 10, 10, 16
 

@@ -32,6 +32,11 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def duration(hours: float) -> str:
+    """In seconds or hours."""
+    return f"{hours * 3600:,.0f} s" if hours < 0.1 else f"{hours:,.1f} h"
+
+
 class Progress:
     """How far long work is: a bar on a terminal, else plain lines at most every PLAIN_LINE_SEC and one at the end."""
 

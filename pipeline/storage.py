@@ -12,12 +12,13 @@ import io
 import os
 import re
 import secrets
+import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
@@ -26,7 +27,9 @@ from pipeline.store import Entry, NotFoundError, Put, Stat, StorageError, Storag
 
 __all__ = ["Entry", "NotFoundError", "Put", "Stat", "StorageError", "StorageUnavailableError"]
 
+T = TypeVar("T")
 _BUFFER_BYTES = 1 << 20
+_FIRST_PAUSE_SEC, _LONGEST_PAUSE_SEC = 0.5, 10.0
 _TEMP_PREFIX = ".tmp-"
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _NO_PERMISSION = "no permission: change its owner or mode, or choose another path"
@@ -61,6 +64,21 @@ def join(url: str, *parts: str) -> str:
         if "\0" in part or {"", ".", ".."} & set(part.split("/")):
             raise StorageError(f"{part!r} is not a name under {url}: names are relative, without '', '.' or '..'")
     return "/".join([url.rstrip("/"), *parts])
+
+
+def patiently(call: Callable[[], T], timeout_sec: float, stop: threading.Event | None = None) -> T:
+    """What `call` returns. While its store is not to be reached it is called again, for so many seconds or until `stop`
+    is set; then the StorageUnavailableError of the last call is raised.
+    """
+    stop, deadline_sec, pause_sec = stop or threading.Event(), time.monotonic() + timeout_sec, _FIRST_PAUSE_SEC
+    while True:
+        try:
+            return call()
+        except StorageUnavailableError:
+            left_sec = deadline_sec - time.monotonic()
+            if left_sec <= 0 or stop.wait(min(pause_sec, left_sec)):
+                raise
+            pause_sec = min(2 * pause_sec, _LONGEST_PAUSE_SEC)
 
 
 def read(url: str) -> bytes:

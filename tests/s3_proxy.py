@@ -125,7 +125,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         if fault == "cut":
             self.reset()
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = handle_request  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_request  # noqa: N815
 
     def next_fault(self, conditional: bool) -> str:
         if any(f"Credential={key}/" in self.headers.get("Authorization", "") for key in self.expired_keys):

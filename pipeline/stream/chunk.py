@@ -5,6 +5,7 @@ decode the pixels, lie in the first row's `data`, and every row says where in th
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import numpy as np
@@ -166,11 +167,13 @@ class ChunkReader:
     decoder: Decoder
     in_tasks: bool
     """Decode here; else beside the trainer."""
+    storage_timeout_sec: float = 0.0
+    """A store that cannot be reached is tried again for so long."""
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
         """A block of one chunk number → the block of that chunk."""
         (number,) = numbers.column(0).to_pylist()
-        table = self.read(number)
+        table = storage.patiently(functools.partial(self.read, number), self.storage_timeout_sec)
         return self.decoded(table) if self.in_tasks else table
 
     def read(self, number: int) -> pa.Table:

@@ -26,14 +26,34 @@ def put_stats(run_url: str, attempt: int, tick: int, stats: Mapping[str, float])
 
 
 def read_stats(run_url: str) -> list[dict[str, float]]:
-    """All ticks of a run by `cur_nimg`; where attempts overlap the highest wins."""
-    merged: dict[float, tuple[str, dict[str, float]]] = {}
+    """All ticks of a run by `cur_nimg`, without those that a rollback undid."""
+    stretches = _stretches(run_url)
+    merged: dict[float, dict[str, float]] = {}
     for entry in storage.list_entries(storage.join(run_url, "stats")):
+        attempt = int(entry.name.partition("-")[0])
         for line in storage.read(storage.join(run_url, "stats", entry.name)).splitlines():
             stats = json.loads(line)
-            if merged.get(stats["cur_nimg"], ("",))[0] <= entry.name:
-                merged[stats["cur_nimg"]] = (entry.name, stats)
-    return [merged[cur_nimg][1] for cur_nimg in sorted(merged)]
+            within = [of for began_nimg, of in stretches if began_nimg < stats["cur_nimg"]]
+            if within[-1] == attempt:
+                merged[stats["cur_nimg"]] = stats
+    return [merged[cur_nimg] for cur_nimg in sorted(merged)]
+
+
+def _stretches(run_url: str) -> list[tuple[int, int]]:
+    """(cur_nimg from which on, attempt) of the way the run took to where it is, in order of the clock.
+
+    An attempt begins where the first process of it did, on the way of the attempt before; if its checkpoints are lost
+    the run is back on that.
+    """
+    ways, current = {1: [(0, 1)]}, 1
+    for event in read_events(run_url):
+        if event["event"] == "resumed":
+            attempt, began_nimg = event["attempt"], event["cur_nimg"]
+            if attempt not in ways:
+                before = [stretch for stretch in ways[current] if stretch[0] < began_nimg]
+                ways[attempt] = [*before, (began_nimg, attempt)]
+            current = attempt
+    return ways[current]
 
 
 def put_event(run_url: str, owner: int, kind: str, **fields: Any) -> None:

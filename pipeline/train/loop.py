@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline import philox, snapshot
+from pipeline import philox, snapshot, storage
 from pipeline.errors import InputError
 from pipeline.gan import augment, precision
 from pipeline.gan import step as gan_step
@@ -20,17 +21,20 @@ from pipeline.gan.pixels import to_network
 from pipeline.gan.sample import sample
 from pipeline.gan.step import Rows
 from pipeline.stream.batches import Batch
-from pipeline.train import checkpoint, log, ownership
+from pipeline.train import checkpoint, finetune, log, ownership
 from pipeline.train.checkpoint import Checkpoint, State
 from pipeline.train.device import OnDevice, on_device, set_up
 from pipeline.train.noise import RowNoise
-from pipeline.train.ranks import World, average_buffers, networks, sum_over_ranks
+from pipeline.train.ranks import World, average_buffers, has_batch_statistics, networks, sum_over_ranks
 from pipeline.train.spec import RunSpec
 
 _GRID_COLUMNS = 10
 _GRID_ROWS_UNLABELLED = 10
 _GRID_ROWS_MAX = 20
 _QUARANTINED_SHOWN = 100
+_SHOWN_SEC = 0.2
+_ASKS_SEC, _ASKS_FIRST = 5.0, 20
+"""Word of preemption is asked for each so many seconds; in the first tick each so many iterations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,16 +42,25 @@ class Outlets:
     """Where a rank says how it goes; only rank 0's are heard."""
 
     progress: Callable[[int, Mapping[str, Any]], None]
-    """cur_nimg and what to show beside it, at least once a second."""
+    """cur_nimg and what to show beside it, up to five times a second."""
     report: Callable[[Mapping[str, float]], None]
     """The statistics of a tick; called by every rank."""
+    preempted: Callable[[], bool] = lambda: False
+    """Whether a machine of this run is about to be taken away; asked by every rank at the same iterations."""
 
 
 def run(spec: RunSpec, world: World, start: Checkpoint | None, batches: Iterator[Batch], outlets: Outlets) -> None:
     """Train from `start` (None: from nothing) to the end of the run. Every rank calls it with its own batches."""
     set_up(spec.train.deterministic)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer:
-        _Trainer(spec, world, start, writer).train(batches, outlets)
+        trainer = _Trainer(spec, world, start, writer)
+        try:
+            trainer.train(batches, outlets)
+        except storage.StorageUnavailableError:
+            writer.shutdown(wait=False, cancel_futures=True)  # each would wait as long again
+            raise
+        finally:
+            trainer.stop.set()  # so that a write does not go on waiting for its store
 
 
 class _Trainer:
@@ -58,31 +71,46 @@ class _Trainer:
         self.step = dataclasses.replace(spec.step, precision=precision.supported(spec.step.precision, world.device))
         self.nets = networks(spec, world)
         self.cur_nimg, self.tick, self.attempt, self.augment_p = 0, 0, 1, spec.step.augment.p[0]
+        self.lr_factor, self.gamma_factor = 1.0, 1.0
+        self.passed_over: tuple[int, ...] = ()
         self.writes: list[Future[None]] = []
+        self.stop = threading.Event()
         if start is not None:
-            self._restore(checkpoint.load(spec.run_url, start.number), start)
+            self._restore(checkpoint.load(spec.run_url, start), start)
+        elif spec.init_from:
+            self._inherit()
         if self.step.precision != spec.step.precision and world.rank == 0:
             self._event("precision", wanted=spec.step.precision, used=self.step.precision, reason="not in hardware")
         self.started_nimg = self.cur_nimg
         self.sums: dict[str, torch.Tensor] = {}
         self.replaced: list[str] = []
         self.taken: list[NDArray[np.int64]] = []
-        self.wait_sec, self.tick_start, self.tick_nimg = 0.0, time.perf_counter(), self.cur_nimg
+        self.wait_sec, self.checkpoint_sec = 0.0, 0.0
+        self.tick_start, self.tick_nimg = time.perf_counter(), self.cur_nimg
         self.pending: Future[None] | None = None
+        self.preempted, self.asks_every = False, _ASKS_FIRST
+
+    def _inherit(self) -> None:
+        inherited = finetune.begin(self.nets, self.spec)
+        if self.world.rank == 0:
+            self._event("initialised", **dataclasses.asdict(inherited))
 
     def _restore(self, state: State, start: Checkpoint) -> None:
         checkpoint.refuse_other(state.config, self.spec.identity, self.spec.run_url)
         for name in checkpoint.TENSOR_STATES:
             getattr(self.nets, name).load_state_dict(state.tensors[name])
         self.cur_nimg, self.tick = int(state.progress["cur_nimg"]), int(state.progress["tick"])
-        self.attempt, self.augment_p = int(state.control["attempt"]), float(state.control["augment_p"])
+        control = {"lr_factor": 1.0, "gamma_factor": 1.0, **state.control}
+        self.attempt, self.augment_p = int(control["attempt"]), float(control["augment_p"])
+        self.lr_factor, self.gamma_factor = float(control["lr_factor"]), float(control["gamma_factor"])
+        self.passed_over = start.passed_over
         assert self.cur_nimg == start.cur_nimg
         if self.world.rank == 0:
             before = state.progress["world_size"]
-            note = {"note": "batch statistics are local to a rank: results change"} if before != self.world.size else {}
-            self._event(
-                "resumed", checkpoint=start.number, world_size=self.world.size, world_size_before=before, **note
-            )
+            differs = before != self.world.size and has_batch_statistics(self.nets.G, self.nets.D)
+            note = {"note": "batch statistics are local to a rank: results change"} if differs else {}
+            sizes = {"world_size": self.world.size, "world_size_before": before}
+            self._event("resumed", checkpoint=start.number, attempt=self.attempt, **sizes, **note)
 
     def train(self, batches: Iterator[Batch], outlets: Outlets) -> None:
         """Iterate to the end, with a tick at each of its multiples, and leave a checkpoint and a snapshot."""
@@ -92,29 +120,50 @@ class _Trainer:
         staged, shown = on_device(batches, self.world.device), 0.0
         while self.cur_nimg < train.total_nimg:
             self._iterate(staged)
-            if time.perf_counter() - shown > 1.0:
+            if time.perf_counter() - shown > _SHOWN_SEC:
                 shown = time.perf_counter()
                 outlets.progress(self.cur_nimg, self._rates())
             finished = self.cur_nimg == train.total_nimg
             if self.cur_nimg % tick_every == 0 or finished:
                 self._tick(outlets)
-            if self.cur_nimg % checkpoint_every == 0 or finished:
+            if self.cur_nimg % checkpoint_every == 0 or finished or self._preempted(outlets):
                 self._checkpoint(wait=finished)
         if self.world.rank == 0:
             self._snapshot()
             outlets.progress(self.cur_nimg, {})
         self._raise_what_writing_met(wait=True)
 
+    def _preempted(self, outlets: Outlets) -> bool:
+        """Whether word has just come that a machine will be taken away. All ranks ask together, each few seconds."""
+        if self.cur_nimg // self.spec.plan.batch_size % self.asks_every:
+            return False
+        before, self.preempted = self.preempted, outlets.preempted()
+        if not self.preempted or before:
+            return False
+        if self.world.rank == 0:
+            self._event("preempted")
+        return True
+
     def _iterate(self, batches: Iterator[OnDevice]) -> None:
         config, size = self.step, self.spec.plan.batch_size
         rows = [self._rows(batches, number) for number in range(config.real_batches)]
-        values = gan_step.now(config, self.cur_nimg, self.augment_p)
+        values = self._now()
         stats = gan_step.iterate(self.nets, rows, config, values, scale=self.world.size / size)
         average_buffers(self.nets.G, self.world)
         self.cur_nimg += size
         gan_step.update_ema(self.nets, self.cur_nimg, size, values.ema_half_life_kimg, config.ema_ramp)
         for name, value in stats.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _now(self) -> gan_step.Now:
+        """What the schedules say, times the monitor's factors."""
+        values = gan_step.now(self.step, self.cur_nimg, self.augment_p)
+        return dataclasses.replace(
+            values,
+            g_lr=values.g_lr * self.lr_factor,
+            d_lr=values.d_lr * self.lr_factor,
+            gamma=values.gamma * self.gamma_factor,
+        )
 
     def _rows(self, batches: Iterator[OnDevice], number: int) -> Rows:
         """This rank's rows of batch `number` of the iteration."""
@@ -139,10 +188,14 @@ class _Trainer:
         self._raise_what_writing_met(wait=False)
         self.tick += 1
         config, seen = self.step, self.cur_nimg - self.tick_nimg
-        means = sum_over_ranks({**self.sums, "replaced": torch.tensor(float(len(self.replaced)))}, self.world)
+        replaced, elapsed_sec = float(len(self.replaced)), time.perf_counter() - self.tick_start
+        own = {"replaced": torch.tensor(replaced), "elapsed_sec": torch.tensor(elapsed_sec)}
+        means = sum_over_ranks({**self.sums, **own}, self.world)
         stats = {name: value / seen for name, value in means.items()}
-        stats |= {"cur_nimg": self.cur_nimg, "tick": self.tick, "elapsed_sec": time.perf_counter() - self.tick_start}
-        stats |= self._rates() | dataclasses.asdict(gan_step.now(config, self.cur_nimg, self.augment_p))
+        stats |= {"cur_nimg": self.cur_nimg, "tick": self.tick, "checkpoint_sec": self.checkpoint_sec}
+        stats["elapsed_sec"] = means["elapsed_sec"] / self.world.size  # the same on every rank
+        self.asks_every = max(1, round(_ASKS_SEC * seen / stats["elapsed_sec"] / self.spec.plan.batch_size))
+        stats |= self._rates() | dataclasses.asdict(self._now())
         stats["replaced"] /= config.real_batches
         if config.augment.mode == "adaptive":
             self.augment_p = augment.adapted(self.augment_p, stats["real_sign"], seen, config.augment)
@@ -162,7 +215,7 @@ class _Trainer:
                 f"{stats['replaced']:.1%} of the samples since the last tick could not be read (see the events of the "
                 "run); prepare the dataset again, or raise train.max_replaced_fraction"
             )
-        self.sums, self.wait_sec, self.replaced, self.taken = {}, 0.0, [], []
+        self.sums, self.wait_sec, self.checkpoint_sec, self.replaced, self.taken = {}, 0.0, 0.0, [], []
         self.tick_nimg, self.tick_start = self.cur_nimg, time.perf_counter()
 
     def _grid(self) -> NDArray[np.uint8]:
@@ -180,21 +233,28 @@ class _Trainer:
     def _checkpoint(self, *, wait: bool) -> None:
         """Hand a copy of the state to the background writer; a tick never waits for the bucket, only the end does.
 
-        While the one before is still being written this one is left out, and said to be.
+        While the one before is still being written this one is left out, and said to be; one for which a machine's end
+        is the reason never is.
         """
+        started = time.perf_counter()
         average_buffers(self.nets.D, self.world)
         if self.world.rank != 0:
             return
-        if self.pending is not None and not self.pending.done() and not wait:
+        if self.pending is not None and not self.pending.done() and not wait and not self.preempted:
             self._event("checkpoint_left_out", reason="the one before is still being written")
             return
-        self.pending = self._write(_save_checkpoint, self.spec, self._state())
+        self.pending = self._write(_save_checkpoint, self.spec, self._state(), self.passed_over)
+        self.checkpoint_sec += time.perf_counter() - started
         if wait:
             self._raise_what_writing_met(wait=True)
 
     def _write(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        """Call it in the background; one thread, so that writes keep their order."""
-        self.writes.append(self.writer.submit(function, *arguments))
+        """Call it in the background; one thread, so that writes keep their order. While the store is not to be reached
+        it is called again: a checkpoint may then be committed twice, which harms nobody.
+        """
+        call = functools.partial(function, *arguments)
+        timeout_sec = self.spec.train.storage_timeout_sec
+        self.writes.append(self.writer.submit(storage.patiently, call, timeout_sec, self.stop))
         return self.writes[-1]
 
     def _raise_what_writing_met(self, *, wait: bool) -> None:
@@ -213,7 +273,8 @@ class _Trainer:
             "torch_threads": torch.get_num_threads(),
             "torch_version": torch.__version__,
         }
-        control = {"attempt": self.attempt, "augment_p": self.augment_p}
+        factors = {"lr_factor": self.lr_factor, "gamma_factor": self.gamma_factor}
+        control = {"attempt": self.attempt, "augment_p": self.augment_p, **factors}
         return State(tensors=tensors, control=control, progress=progress, config=self.spec.identity)
 
     def _snapshot(self) -> None:
@@ -236,10 +297,11 @@ class _Trainer:
         self._write(put_event, self.spec.run_url, self.spec.owner)
 
 
-def _save_checkpoint(spec: RunSpec, state: State) -> None:
+def _save_checkpoint(spec: RunSpec, state: State, passed_over: Collection[int]) -> None:
     """What the background writer does with a state."""
     started, cur_nimg = time.perf_counter(), state.progress["cur_nimg"]
     number = checkpoint.save(spec.run_url, state, spec.owner)
-    checkpoint.prune(spec.run_url, spec.train.num_to_keep)
+    ownership.check(spec.run_url, spec.owner)  # a former owner deletes nothing either
+    checkpoint.prune(spec.run_url, spec.train.num_to_keep, passed_over)
     elapsed_sec = round(time.perf_counter() - started, 3)
     log.put_event(spec.run_url, spec.owner, "checkpoint", number=number, cur_nimg=cur_nimg, write_sec=elapsed_sec)

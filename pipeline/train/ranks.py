@@ -61,6 +61,11 @@ def _warm_up(nets: Networks, spec: RunSpec, device: torch.device) -> None:
         network.load_state_dict(state)
 
 
+def has_batch_statistics(*networks: nn.Module) -> bool:
+    """Whether results depend on how a batch is divided among ranks."""
+    return any(isinstance(module, nn.BatchNorm2d) for network in networks for module in network.modules())
+
+
 def average_buffers(network: nn.Module, world: World) -> None:
     """Running statistics of batch norm are local to a rank; their mean over ranks is what is averaged and saved."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

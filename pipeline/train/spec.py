@@ -9,6 +9,9 @@ from pipeline.gan.networks.build import ImageShape, NetworkConfig
 from pipeline.gan.step import StepConfig
 from pipeline.stream.order import OrderPlan
 
+MONITOR_LAG = 2
+"""Checkpoints that the monitor needs: a collapse is seen when the last one may have it already."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -22,14 +25,18 @@ class TrainConfig:
     """L, slices of the batch; the largest number of workers. Must divide the batch size."""
     seed: int = 0
     """Seed of the weights, the order of the data and the noise."""
+    init_from: str = ""
+    """URL of a snapshot, or of a run (then its last one), whose weights a new run begins with; empty: new weights."""
     tick_kimg: float = 20.0
     """Statistics, a sample grid and a progress line each so many thousand images."""
     checkpoint_kimg: float = 100.0
     """A checkpoint each so many thousand images; rounded up to whole ticks."""
     num_to_keep: int = 5
-    """Checkpoints kept; older ones are deleted."""
+    """Checkpoints kept, at least two; older ones are deleted."""
     max_replaced_fraction: float = 0.01
     """Stop when a larger share of the samples of a tick cannot be read."""
+    storage_timeout_sec: float = 600.0
+    """An object store that cannot be reached is tried again for so many seconds, then the run ends (exit 1)."""
     record_positions: bool = False
     """Write which samples each rank took, and where in the order: a file a tick under positions/."""
     deterministic: bool = False
@@ -38,13 +45,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_lanes < 1 or self.batch_size % self.num_lanes:
             raise ConfigError(f"batch_size {self.batch_size} is not a multiple of num_lanes {self.num_lanes}")
-        for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
+        for name in ("total_kimg", "tick_kimg", "checkpoint_kimg", "storage_timeout_sec"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if not -(2**63) <= self.seed < 2**63 or not 0 <= self.max_replaced_fraction <= 1:
             raise ConfigError("seed must be a 64-bit integer, and max_replaced_fraction must lie in [0, 1]")
-        if self.num_to_keep < 1:
-            raise ConfigError(f"num_to_keep must be at least 1, not {self.num_to_keep}")
+        if self.num_to_keep < MONITOR_LAG:
+            raise ConfigError(
+                f"num_to_keep must be at least {MONITOR_LAG} so that a run can go back, not {self.num_to_keep}"
+            )
 
     def iterations(self, kimg: float) -> int:
         """Whole iterations that see at least so many thousand images."""
@@ -70,12 +79,16 @@ class RunSpec:
     step: StepConfig
     train: TrainConfig
     lineage: Mapping[str, Any]
+    """Of what comes out. A fine-tuned run's has the digest of the snapshot that it began with, as `init_from`."""
+    init_from: str = ""
+    """URL of that snapshot; read where there is no checkpoint to go on from."""
     class_counts: tuple[int, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resuming run must share: the meaning of the clock, and the shapes of the tensors."""
-        return {
+        """What a resuming run must share: the meaning of the clock, the shapes of the tensors, where they began."""
+        began = {"init_from": self.lineage["init_from"]} if "init_from" in self.lineage else {}
+        return began | {
             "seed": self.train.seed,
             "batch_size": self.plan.batch_size,
             "num_lanes": self.plan.num_lanes,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import storage
-from tests.generate.failpoint_control import Failpoints
+from tests.failpoint_control import Failpoints
 from tests.generate.ray_cluster import RayCluster
 from tests.generate.watcher import keys_of, watching
 

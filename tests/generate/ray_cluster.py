@@ -37,6 +37,14 @@ class RayCluster:
         """SIGKILL to the raylet of a node and to a worker there; the node's other processes follow the raylet."""
         self._order(f"kill {raylet} {worker}")
 
+    def drain_node(self, number: int, sec: float) -> None:
+        """Tell the node that joined as that number, from 0, that it is taken away in `sec`."""
+        self._order(f"drain {number} {sec}")
+
+    def drop_node(self, number: int) -> None:
+        """Take it away: SIGKILL to all of its processes."""
+        self._order(f"drop {number}")
+
     def actors(self) -> list[int]:
         """Process ids of the actors that make shards."""
         titles = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(self._process.pid)}
@@ -118,12 +126,17 @@ def serve(num_cpus: int) -> None:
     head = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     print(cluster.address, file=told, flush=True)
+    added: list[Any] = []
     for line in sys.stdin:
         match line.split():
             case ["add", cpus]:
-                cluster.add_node(num_cpus=int(cpus), object_store_memory=_OBJECT_STORE_BYTES)
+                added.append(cluster.add_node(num_cpus=int(cpus), object_store_memory=_OBJECT_STORE_BYTES))
             case ["kill", raylet, worker]:
                 _kill_node(cluster, int(raylet), int(worker))
+            case ["drain", number, sec]:
+                _drain_node(cluster, added[int(number)].node_id, float(sec))
+            case ["drop", number]:
+                cluster.remove_node(added[int(number)], allow_graceful=False)
         print("done", file=told, flush=True)
 
 
@@ -132,6 +145,16 @@ def _kill_node(cluster: Any, raylet: int, worker: int) -> None:
     cluster.remove_node(node, allow_graceful=False)  # first, so that it cannot tell of the worker's death
     with suppress(ProcessLookupError):
         os.kill(worker, signal.SIGKILL)
+
+
+def _drain_node(cluster: Any, node_id: str, sec: float) -> None:
+    """As a spot machine's notice does it, by way of the operator of a cluster."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason, deadline_ms = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + sec) * 1000)
+    accepted, why = GcsClient(address=cluster.address).drain_node(node_id, reason, "a test", deadline_ms)
+    assert accepted, why
 
 
 if __name__ == "__main__":

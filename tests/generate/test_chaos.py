@@ -13,8 +13,8 @@ import pytest
 
 from jobs import cli
 from pipeline import storage
+from tests.failpoint_control import STEPS, WORKER_STEPS, Failpoints
 from tests.generate.chaos import NUM_SHARDS, Rig, Round, check_keys, contents, seed_of_test
-from tests.generate.failpoint_control import STEPS, WORKER_STEPS, Failpoints
 from tests.generate.ray_cluster import run_cluster
 from tests.generate.test_generate import make_snapshot
 from tests.generate.watcher import watching

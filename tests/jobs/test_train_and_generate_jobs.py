@@ -67,6 +67,9 @@ def data(tmp_path: Path) -> str:
         (["--step.loss", "wgan"], "non_saturating"),
         (["--step.g-lr", "2e-4,1e-5"], "set burn_in_kimg above 0"),
         (["--preset", "r3gan-ffhq256"], "network.resolution is 256 and the images have 16²; prepare them with"),
+        (["--workers.num-workers", "9"], "num_workers is 9; it must lie between 1 and train.num_lanes = 8"),
+        (["--init-from", "nothing-here"], "nothing-here: no snapshot here"),
+        (["--init-from", "ftp://x/y"], "neither a local path"),
     ],
 )
 def test_train_refuses(
@@ -110,18 +113,14 @@ def test_train_refuses_an_output_that_holds_a_dataset(capsys: pytest.CaptureFixt
     assert sorted(entry.name for entry in storage.list_entries(data)) == before
 
 
-def test_a_finished_run_is_not_taken_for_another(capsys: pytest.CaptureFixture[str], tmp_path: Path, data: str) -> None:
-    """Decided in the driver, from the checkpoint: no Ray is started for it."""
-    words = ["--dataset", data, "--out", str(tmp_path / "run"), "--train.total-kimg", "0.1"]
-    job = train.TrainJob(dataset=data, out=str(tmp_path / "run"), train=TrainConfig(total_kimg=0.1))
-    spec, reader = train._open(job, data)
+def train_here(job: train.TrainJob) -> None:
+    """What `ganymede train` does, with one worker: this process."""
+    found = train._open_run(train._resolved(job), job.dataset, pytest.fail)
     outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)
-    batches = rank_batches((block(reader, n) for n in range(1000)), reader, 0, 0, 1, 1)
-    loop.run(dataclasses.replace(spec, owner=1), WORLD, None, batches, outlets)
-    assert cli.run_verb(train.VERB, words) == 0
-    assert "already done" in capsys.readouterr().out
-    for other in (["--train.seed", "7"], ["--network.base-width", "16"]):
-        assert "cannot resume with other settings" in refused(capsys, train.VERB, [*words, *other])
+    first = found.spec.data_step(found.at)
+    chunks = range(found.spec.plan.first_chunk(first), 1000)
+    batches = rank_batches((block(found.reader, n) for n in chunks), found.reader, first, 0, 1, 1)
+    loop.run(dataclasses.replace(found.spec, owner=1), WORLD, found.start, batches, outlets)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +263,7 @@ def test_what_prepare_counted_reaches_the_generated_labels(tmp_path: Path, label
         network=NetworkConfig(base_width=8, labels=labels),  # type: ignore[arg-type]
         train=TrainConfig(total_kimg=0.1),
     )
-    spec, reader = train._open(job, job.dataset)
-    outlets = loop.Outlets(progress=lambda *_: None, report=lambda _: None)
-    batches = rank_batches((block(reader, n) for n in range(1000)), reader, 0, 0, 1, 1)
-    loop.run(dataclasses.replace(spec, owner=1), WORLD, None, batches, outlets)
+    train_here(job)
     source = snapshot.load(snapshot.find(url))
     config = GenerateConfig(labels="as-dataset", num_images=100)
     if labels == "ignored":

@@ -74,7 +74,7 @@ def train(spec: RunSpec, reader: ChunkReader) -> list[Mapping[str, float]]:
 def final_state(run_url: str) -> tuple[int, dict[str, Any]]:
     last = checkpoint.latest_valid(run_url, pytest.fail)
     assert last is not None
-    return last.cur_nimg, dict(checkpoint.load(run_url, last.number).tensors)
+    return last.cur_nimg, dict(checkpoint.load(run_url, last).tensors)
 
 
 def assert_bit_equal(a: Any, b: Any) -> None:

@@ -20,14 +20,15 @@ from pipeline.stream.chunk import ChunkReader
 from pipeline.stream.order import OrderPlan
 from pipeline.train import log
 from pipeline.train.ownership import Ownership
-from pipeline.train.ray_train import ResourceError, Workers, WorkersConfig, fit, fit_workers
+from pipeline.train.ray_train import fit
 from pipeline.train.spec import RunSpec
+from pipeline.train.workers import ResourceError, Workers, WorkersConfig, fit_workers
 from tests.stream.test_feed import processes_running
 from tests.train.test_loop import assert_bit_equal, final_state, reader, spec_of
 
 __all__ = ["reader"]
 
-ONE = Workers(count=1, cpus=1, threads=1, decode_threads=1, use_gpu=False, max_failures=3)
+ONE = Workers(config=WorkersConfig(threads_per_worker=1, decode_threads=1), cpus=1, cluster_cpus=8, count=1)
 
 
 def fit_owned(spec: RunSpec, reader: ChunkReader, workers: Workers, on_progress: Any = lambda *_: None) -> None:
@@ -151,14 +152,14 @@ def test_what_the_user_can_mend_is_told_in_its_own_words(tmp_path: Path, reader:
     ("config", "cpus", "wanted"),
     [
         (WorkersConfig(), 2, (1, 1.0, 2)),
-        (WorkersConfig(num_workers=2), 2, (2, 0.5, 1)),
-        (WorkersConfig(num_workers=3), 8, (3, 1.0, 2)),
-        (WorkersConfig(num_workers=3, cpus_per_worker=0.25, threads_per_worker=5), 2, (3, 0.25, 5)),
+        (WorkersConfig(num_workers=(2,)), 2, (2, 0.5, 1)),
+        (WorkersConfig(num_workers=(3,)), 8, (3, 1.0, 2)),
+        (WorkersConfig(num_workers=(3,), cpus_per_worker=0.25, threads_per_worker=5), 2, (3, 0.25, 5)),
     ],
 )
 def test_workers_leave_a_cpu_to_read(config: WorkersConfig, cpus: float, wanted: tuple[int, float, int]) -> None:
     workers = fit_workers(config, 8, {"CPU": cpus})
-    assert (workers.count, workers.cpus, workers.threads) == wanted
+    assert (workers.count, workers.cpus, workers.threads(workers.count)) == wanted
     assert workers.count * workers.cpus <= cpus - 1
 
 
@@ -166,12 +167,27 @@ def test_workers_leave_a_cpu_to_read(config: WorkersConfig, cpus: float, wanted:
     ("config", "cluster", "why"),
     [
         (WorkersConfig(), {"CPU": 1.0}, "leave none to read"),
-        (WorkersConfig(num_workers=2, cpus_per_worker=1), {"CPU": 2.0}, "leave none to read"),
-        (WorkersConfig(num_workers=9), {"CPU": 64.0}, "between 1 and train.num_lanes = 8"),
-        (WorkersConfig(num_workers=0), {"CPU": 64.0}, "between 1"),
-        (WorkersConfig(use_gpu=True), {"CPU": 64.0}, "GPU each and the cluster has 0"),
+        (WorkersConfig(num_workers=(2,), cpus_per_worker=1), {"CPU": 2.0}, "leave none to read"),
+        (WorkersConfig(num_workers=(9,)), {"CPU": 64.0}, "between 1 and train.num_lanes = 8"),
+        (WorkersConfig(num_workers=(4, 9)), {"CPU": 64.0}, "between 1"),
+        (WorkersConfig(num_workers=(4, 8), use_gpu=True), {"CPU": 64.0, "GPU": 3.0}, "4 workers need a GPU each"),
+        (WorkersConfig(use_gpu=True), {"CPU": 64.0}, "GPU each, the cluster has 0"),
     ],
 )
 def test_what_a_cluster_cannot_hold(config: WorkersConfig, cluster: dict[str, float], why: str) -> None:
     with pytest.raises(ResourceError, match=why):
         fit_workers(config, 8, cluster)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_workers": (0,)}, {"num_workers": (3, 2)}, {"num_workers": ()}, {"stalled_sec": 0.0}]
+)
+def test_what_no_cluster_can_hold(settings: dict[str, Any]) -> None:
+    with pytest.raises(ResourceError):
+        WorkersConfig(**settings)
+
+
+def test_an_elastic_run_asks_for_its_fewest_workers_and_gets_as_many_as_fit() -> None:
+    workers = fit_workers(WorkersConfig(num_workers=(1, 4)), 8, {"CPU": 2.0})
+    assert (workers.fewest, workers.count, workers.cpus, workers.elastic) == (1, 4, 1.0, True)
+    assert [workers.threads(size) for size in (1, 2, 4)] == [2, 1, 1]

@@ -21,8 +21,9 @@ from jobs.train import TrainJob
 from pipeline.stream.batches import rank_batches
 from pipeline.stream.chunk import ChunkReader, FeedConfig
 from pipeline.stream.feed import plan_dataset, rank_blocks
-from pipeline.train.ray_train import Shares, WorkersConfig, fit_workers
+from pipeline.train.ray_train import Shares
 from pipeline.train.spec import TrainConfig
+from pipeline.train.workers import WorkersConfig, fit_workers
 from tests.benchmarks.ingest.measure import Batch, Spec, print_result, steady_rate
 
 _LONG_PLAN_CHUNKS = 488_000  # r3gan-cifar10's whole run
@@ -113,7 +114,7 @@ def _start_worker(reader: ChunkReader, first_step: int = 0) -> Any:
     dataset = plan_dataset(reader, reader.plan.first_chunk(first_step), _LONG_PLAN_CHUNKS)
     (shares,) = Shares().configure({"train": dataset}, 1, None, None)
     actor = ray.remote(num_cpus=workers.cpus)(_Worker)
-    return actor.remote(shares["train"], reader, first_step, workers.decode_threads)
+    return actor.remote(shares["train"], reader, first_step, workers.decode_threads(1))
 
 
 class _Worker:

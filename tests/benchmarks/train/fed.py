@@ -34,8 +34,9 @@ from pipeline.stream.chunk import ChunkReader
 from pipeline.train import log, loop
 from pipeline.train.loop import Outlets
 from pipeline.train.ranks import World
-from pipeline.train.ray_train import Workers, fit, fit_workers
+from pipeline.train.ray_train import fit
 from pipeline.train.spec import RunSpec
+from pipeline.train.workers import Workers, fit_workers
 from tests.benchmarks.ingest import data
 from tests.benchmarks.ingest.cases import Case
 
@@ -97,7 +98,7 @@ def _fit_from_memory(spec: RunSpec, reader: ChunkReader, workers: Workers, _: An
 
 def _rank_main(settings: Mapping[str, Any]) -> None:
     workers: Workers = settings["workers"]
-    torch.set_num_threads(min(workers.threads, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(min(workers.threads(1), len(os.sched_getaffinity(0))))
     world = World(rank=0, size=1, device=ray.train.torch.get_device(), wrap=lambda network: network)
     outlets = Outlets(progress=lambda *_: None, report=lambda stats: ray.train.report(dict(stats)))
     loop.run(settings["spec"], world, None, _from_memory(settings["reader"]), outlets)

@@ -3,8 +3,8 @@
 The control folder that GANYMEDE_FAILPOINTS names holds what shall happen, so that a process that is running already
 (a worker of a cluster that lives long) hears of it: `armed/NUMBER STEP SKIP FATE` meets the process that comes to STEP
 after SKIP others have passed there. Rename is atomic, so each meets just one. Its FATE is to be `killed` at once, or to
-be `frozen` there until someone kills it. `passed.log` gets a line for every step that a process comes to, `killed.log`
-and `frozen.log` one for every fate. Nothing but the standard library is imported here.
+be `frozen` there until someone kills it, or removes what it has claimed. `passed.log` gets a line for every step that a
+process comes to, `killed.log` and `frozen.log` one for every fate. Nothing but the standard library is imported here.
 """
 
 import functools
@@ -23,11 +23,17 @@ from types import ModuleType
 from typing import Any
 
 _WRAPPED = "pipeline.storage"
-_OBJECTS = (
-    (re.compile(r"/train/shard-\d+\.tar$"), "shard put"),
-    (re.compile(r"/train/index/part-\d+\.parquet$"), "part put"),
-    (re.compile(r"/dataset\.json$"), "dataset.json"),
-)
+_CHECKPOINT = re.compile(r".*/checkpoints/\d+/(\w+\.(?:pt|json))")
+_STEPS = {
+    "put_if_absent": (
+        (re.compile(r".*/train/shard-\d+\.tar"), "shard put"),
+        (re.compile(r".*/train/index/part-\d+\.parquet"), "part put"),
+        (re.compile(r".*/dataset\.json"), "dataset.json"),
+        (_CHECKPOINT, r"checkpoint \1 put"),
+    ),
+    "delete": ((_CHECKPOINT, r"checkpoint \1 delete"),),
+}
+"""Function of pipeline.storage → URLs that it is called with → what is done then."""
 
 _ONE_THREAD = threading.Lock()
 """A process meets one fate: its other threads stand still at their next step while one is frozen."""
@@ -39,17 +45,17 @@ def _come_to(folder: str, step: str, url: str) -> None:
     line = json.dumps({**who, "step": step, "url": url}).encode() + b"\n"
     with _ONE_THREAD:
         _append(os.path.join(folder, "passed.log"), line)
-        fate = _claim(folder, step)
+        fate, claimed = _claim(folder, step)
         if fate:
             _append(os.path.join(folder, f"{fate}.log"), line)
         if fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        while fate == "frozen":
-            time.sleep(1)
+        while fate == "frozen" and os.path.exists(claimed):
+            time.sleep(0.05)
 
 
-def _claim(folder: str, step: str) -> str:
-    """The fate of this process here, if any. Only the first that is armed for a step counts who passes."""
+def _claim(folder: str, step: str) -> tuple[str, str]:
+    """The fate of this process here and its file, or "". Only the first that is armed for a step counts who passes."""
     armed = os.path.join(folder, "armed")
     for name in sorted(os.listdir(armed)):
         number, _, rest = name.partition(" ")
@@ -63,9 +69,9 @@ def _claim(folder: str, step: str) -> str:
         try:
             os.rename(os.path.join(armed, name), to)
         except FileNotFoundError:  # another process came at the same moment: this one was not there
-            return ""
-        return fate if left < 0 else ""
-    return ""
+            return "", ""
+        return (fate, to) if left < 0 else ("", "")
+    return "", ""
 
 
 def _append(path: str, line: bytes) -> None:
@@ -77,14 +83,16 @@ def _append(path: str, line: bytes) -> None:
         os.close(descriptor)
 
 
-def _wrap(folder: str, put_if_absent: Callable[[str, bytes], Any]) -> Callable[[str, bytes], Any]:
-    @functools.wraps(put_if_absent)
-    def wrapped(url: str, data: bytes) -> Any:
-        what = next((name for pattern, name in _OBJECTS if pattern.search(url)), None)
+def _wrap(
+    folder: str, function: Callable[..., Any], steps: Sequence[tuple[re.Pattern[str], str]]
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(url: str, *data: bytes) -> Any:
+        what = next((match.expand(name) for pattern, name in steps if (match := pattern.fullmatch(url))), None)
         if what is None:
-            return put_if_absent(url, data)
+            return function(url, *data)
         _come_to(folder, f"before {what}", url)
-        done = put_if_absent(url, data)
+        done = function(url, *data)
         _come_to(folder, f"after {what}", url)
         return done
 
@@ -102,7 +110,8 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        module.put_if_absent = _wrap(self._folder, module.put_if_absent)  # type: ignore[attr-defined]
+        for name, steps in _STEPS.items():
+            setattr(module, name, _wrap(self._folder, getattr(module, name), steps))
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.train.checkpoint import COMMIT, OBJECTS
+
 WORKER_STEPS = ("before shard put", "after shard put", "before part put", "after part put")
 DRIVER_STEPS = ("before dataset.json", "after dataset.json")
 STEPS = WORKER_STEPS + DRIVER_STEPS
-"""The named steps of a commit, in their order."""
+"""The named steps of a dataset's commit, in their order."""
+PUT_STEPS = tuple(f"{when} checkpoint {name} put" for name in (*OBJECTS, COMMIT) for when in ("before", "after"))
+DELETE_STEPS = tuple(f"{when} checkpoint {name} delete" for name in (COMMIT, *OBJECTS) for when in ("before", "after"))
+"""Those of a checkpoint's commit, and of its end."""
 _FOLDER = Path(__file__).parent / "failpoints"
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[1]
 
 
 class Failpoints:
@@ -28,7 +33,7 @@ class Failpoints:
 
     def arm(self, step: str, skip: int = 0, fate: str = "killed") -> None:
         """Let the process that comes to `step` after `skip` others be `killed`, or `frozen` there until it is."""
-        assert step in STEPS
+        assert step in STEPS + PUT_STEPS + DELETE_STEPS
         (self._folder / "armed" / f"{self._number:06d} {step} {skip} {fate}").touch()
         self._number += 1
 
@@ -39,6 +44,11 @@ class Failpoints:
     def disarm(self) -> None:
         """Let nobody meet what is armed."""
         for path in (self._folder / "armed").iterdir():
+            path.unlink()
+
+    def thaw(self) -> None:
+        """Let those that are frozen go on."""
+        for path in (self._folder / "claimed").iterdir():
             path.unlink()
 
     def passed(self, out: str) -> list[Mapping[str, Any]]:
