@@ -80,6 +80,8 @@ class _Run:
     reader: ChunkReader
     start: Checkpoint | None
     """Where it goes on; None: it has yet to begin."""
+    new_classes: tuple[str, ...] = ()
+    """What a snapshot to begin with does not know."""
 
     @property
     def at(self) -> int:
@@ -145,14 +147,14 @@ def _costs(found: _Run, workers: Workers, ranks: int, left: int, probed: Estimat
     """For `left` images to be seen by so many ranks, each like the one that was probed."""
     step, size, gpu = found.spec.step, found.spec.plan.batch_size, workers.config.use_gpu
     alone = f" of worker 1 of {ranks}, which added up no gradients with others," if ranks > 1 else ""
-    rate, took = f"{size / probed.sec_per_step:,.0f} img/s", f"{probed.sec_per_step:.3g} s each on this machine"
-    yield f"{rate}: {probed.steps} steps{alone} took {took}"
+    rate, took = size / probed.sec_per_step, f"{probed.sec_per_step:.3g} s each on this machine"
+    yield f"{rate:,.{int(rate < 10)}f} img/s: {probed.steps} steps{alone} took {took}"
     hours = probed.hours(left, size)
     spent = hours * ranks * (1 if gpu else workers.threads(ranks))
     resumed = f" from checkpoint {found.start.number} on" if found.start is not None else ""
-    yield f"about {duration(hours)} for {left:,} images{resumed}, {spent:,.3g} {'GPU' if gpu else 'core'}-hours"
-    memory = f"{probed.peak_bytes / 1e9:,.3g} GB {'of its GPU' if gpu else 'of memory'}"
-    yield f"{memory} a worker, {left * step.real_batches * probed.read_bytes_per_sample / 1e9:,.3g} GB to be read"
+    yield f"about {duration(hours)} for {left:,} images{resumed}, {spent:,.2f} {'GPU' if gpu else 'core'}-hours"
+    memory = f"{probed.peak_bytes / 1e9:,.2f} GB {'of its GPU' if gpu else 'of memory'}"
+    yield f"{memory} a worker, {left * step.real_batches * probed.read_bytes_per_sample / 1e9:,.2f} GB to be read"
 
 
 def _cluster() -> tuple[str, Mapping[str, float]]:
@@ -196,7 +198,7 @@ def _index_url(job: TrainJob) -> str:
 
 def _dataset_url(job: TrainJob) -> str:
     """Where dataset.json is, without indexing anything. Raises DatasetError for foreign shards without an index."""
-    if storage.stat(storage.join(job.dataset, record.NAME)) is not None:
+    if any(storage.stat(storage.join(job.dataset, name)) is not None for name in (record.NAME, record.PLAN_NAME)):
         return job.dataset
     if ray_index.is_done(job.dataset, _index_url(job), job.foreign):
         return _index_url(job)
@@ -207,7 +209,8 @@ def _say_start(job: TrainJob, found: _Run, workers: Workers, terminal: Terminal)
     """What the run begins or goes on with, and what a change of size may change."""
     if found.start is None:
         if found.spec.init_from:
-            terminal.line(f"train: begins with the weights of snapshot {found.spec.init_from}")
+            new = f"; classes it does not know: {', '.join(found.new_classes)}" if found.new_classes else ""
+            terminal.line(f"train: begins with the weights of {found.spec.init_from}{new}")
         return
     terminal.line(f"train: goes on from checkpoint {found.start.number}, {found.at:,} images seen")
     before = checkpoint.json_state(job.out, found.start.number, "progress")["world_size"]
@@ -243,10 +246,10 @@ def _open_run(job: TrainJob, dataset_url: str, warn: Callable[[str], None]) -> _
     spec, reader = _open(job, dataset_url)
     start = checkpoint.latest_valid(job.out, warn)
     stored = checkpoint.json_state(job.out, start.number, "config") if start is not None else None
-    spec = _with_beginning(job, spec, stored)
+    spec, new_classes = _with_beginning(job, spec, stored)
     if stored is not None:
         checkpoint.refuse_other(stored, spec.identity, job.out)
-    return _Run(spec=spec, reader=reader, start=start)
+    return _Run(spec=spec, reader=reader, start=start, new_classes=new_classes)
 
 
 def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
@@ -278,24 +281,28 @@ def _open(job: TrainJob, dataset_url: str) -> tuple[RunSpec, ChunkReader]:
     return spec, reader
 
 
-def _with_beginning(job: TrainJob, spec: RunSpec, stored: Mapping[str, Any] | None) -> RunSpec:
-    """The spec of a run that begins with a snapshot. One that has begun has its digest: the snapshot may be gone."""
+def _with_beginning(job: TrainJob, spec: RunSpec, stored: Mapping[str, Any] | None) -> tuple[RunSpec, tuple[str, ...]]:
+    """The spec of a run that begins with a snapshot, and the classes new to that; a run that has begun keeps its digest
+    in its checkpoints, since the snapshot may be gone.
+    """
     url = job.train.init_from
+    new_classes: tuple[str, ...] = ()
     if stored is not None and ("init_from" in stored) != bool(url):
         raise InputError(
             f"{job.out}: has begun {'without' if url else 'with'} --train.init-from, and goes on as it began; "
             f"{'leave it out' if url else 'give it again'}, or choose another out URL"
         )
     if not url:
-        return spec
+        return spec, new_classes
     if stored is not None:
         digest = stored["init_from"]
     else:
         url = snapshot.find(url)
         source = snapshot.load(url)
         finetune.refuse_other(url, source.config, spec)
-        digest = source.digest
-    return dataclasses.replace(spec, init_from=url, lineage=_lineage(job, spec.dataset_digest, digest))
+        digest, new_classes = source.digest, finetune.new_classes(source.config, spec)
+    lineage = _lineage(job, spec.dataset_digest, digest)
+    return dataclasses.replace(spec, init_from=url, lineage=lineage), new_classes
 
 
 def _lineage(job: TrainJob, dataset_digest: str, init_from: str) -> dict[str, Any]:

@@ -240,7 +240,8 @@ class _Trainer:
         average_buffers(self.nets.D, self.world)
         if self.world.rank != 0:
             return
-        if self.pending is not None and not self.pending.done() and not wait and not self.preempted:
+        must = wait or self.preempted or self.spec.train.deterministic
+        if self.pending is not None and not self.pending.done() and not must:
             self._event("checkpoint_left_out", reason="the one before is still being written")
             return
         self.pending = self._write(_save_checkpoint, self.spec, self._state(), self.passed_over)

@@ -40,7 +40,8 @@ class TrainConfig:
     record_positions: bool = False
     """Write which samples each rank took, and where in the order: a file a tick under positions/."""
     deterministic: bool = False
-    """Refuse operations that are not deterministic; slower on GPU."""
+    """Refuse operations that are not deterministic, and leave no checkpoint out however long one takes to write; slower
+    on GPU."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_lanes < 1 or self.batch_size % self.num_lanes:

@@ -147,7 +147,8 @@ def test_a_fine_tuned_run(
     make_dataset(str(tmp_path / "triangles"), classes=("square", "triangle"))
     words = ["--dataset", "triangles", "--out", "run", "--init-from", "donor"]
     assert cli.run_verb(train.VERB, [*words, *SMALL_WORDS, "--total-kimg", "0.1"]) == 0
-    assert f"begins with the weights of snapshot {snapshot.find(donor)}\n" in capsys.readouterr().out
+    line = f"train: begins with the weights of {snapshot.find(donor)}; classes it does not know: triangle\n"
+    assert line in capsys.readouterr().out
     (said,) = [event for event in log.read_events("run") if event["event"] == "initialised"]
     assert said["snapshot"] == snapshot.load(snapshot.find("run")).config.lineage["init_from"]
     assert (said["remade"], said["new_classes"]) == (["G.embed.weight", "D.plane.weight"], ["triangle"])

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.train import checkpoint, log, ownership
+from pipeline.train.checkpoint import COMMIT
 from tests.failpoint_control import DELETE_STEPS, PUT_STEPS
 from tests.train.drivers import Drivers, run_drivers
 from tests.train.test_loop import assert_bit_equal, final_state
@@ -64,24 +65,27 @@ def die_at(drivers: Drivers, run_url: str, steps: Sequence[str], skip: int, **se
         drivers.failpoints.arm(step, skip)
     for _ in steps:
         assert drivers.run(run_url, **settings) == -signal.SIGKILL
-        checkpoint.latest_valid(run_url, pytest.fail)  # one that was committed is never damaged
+        checkpoint.latest_valid(run_url, pytest.fail)
+        assert all(len(names) > len(checkpoint.OBJECTS) for names in stored(run_url).values() if COMMIT in names)
     last = drivers.start(run_url, **settings)
     assert drivers.wait(last) == 0, drivers.said(last)
     assert sorted(drivers.failpoints.killed()[before:]) == sorted(steps)
 
 
-def numbers(run_url: str) -> list[int]:
-    """Those of the checkpoints of which something is stored; all of it is."""
-    names = [entry.name.split("/") for entry in storage.list_entries(f"{run_url}/checkpoints")]
-    found = sorted({int(number) for number, _ in names})
-    assert len(names) == len(found) * len([*checkpoint.OBJECTS, checkpoint.COMMIT])
+def stored(run_url: str) -> dict[int, set[str]]:
+    """Number of a checkpoint → names of its objects."""
+    found: dict[int, set[str]] = {}
+    for entry in storage.list_entries(f"{run_url}/checkpoints"):
+        number, name = entry.name.split("/")
+        found.setdefault(int(number), set()).add(name)
     return found
 
 
 def owners(run_url: str) -> dict[int, int]:
     """Number of a committed checkpoint → its owner."""
-    urls = [entry.name for entry in storage.list_entries(f"{run_url}/checkpoints") if checkpoint.COMMIT in entry.name]
-    return {int(url.split("/")[0]): json.loads(storage.read(f"{run_url}/checkpoints/{url}"))["owner"] for url in urls}
+    committed = [number for number, names in stored(run_url).items() if COMMIT in names]
+    urls = {number: f"{run_url}/checkpoints/{number:06d}/{COMMIT}" for number in committed}
+    return {number: json.loads(storage.read(url))["owner"] for number, url in urls.items()}
 
 
 def test_a_kill_at_the_commit_leaves_a_run_that_resumes(tmp_path: Path, drivers: Drivers, end: End) -> None:
@@ -89,7 +93,7 @@ def test_a_kill_at_the_commit_leaves_a_run_that_resumes(tmp_path: Path, drivers:
     steps = ("before checkpoint G.pt put", "before checkpoint COMMIT.json put", "after checkpoint COMMIT.json put")
     die_at(drivers, url, steps, skip=1, **SHORT)
     check_end(url, end)
-    assert len(numbers(url)) == SHORT["num_to_keep"]
+    assert len(stored(url)) == SHORT["num_to_keep"]
 
 
 @pytest.mark.slow
@@ -109,7 +113,7 @@ def test_a_kill_at_each_step_of_a_checkpoint_leaves_a_run_that_resumes(
     url = str(tmp_path) if store == "local" else str(request.getfixturevalue("s3"))
     die_at(drivers, url, steps, skip, **LONG)
     check_end(url, long_end)
-    assert len(numbers(url)) == LONG["num_to_keep"]
+    assert len(stored(url)) == LONG["num_to_keep"]
 
 
 def test_a_second_driver_names_the_first_and_succeeds_it_when_it_died(
@@ -154,9 +158,10 @@ def test_an_owner_that_was_only_slow_commits_no_more(
 
 def test_what_a_former_owner_left_under_its_number_stops_nobody(tmp_path: Path, drivers: Drivers, end: End) -> None:
     url = str(tmp_path)
-    driver = drivers.start_frozen(url, "before checkpoint G_ema.pt put", **SHORT | {"num_to_keep": 9})
+    driver = drivers.start_frozen(url, "before checkpoint G_ema.pt put", **SHORT)
     storage.put_if_absent(f"{url}/checkpoints/000001/G_ema.pt", b"of another trajectory")
     drivers.failpoints.thaw()
     assert drivers.wait(driver) == 0, drivers.said(driver)
-    assert numbers(url)[0] == 2
+    committed = [event["number"] for event in log.read_events(url) if event["event"] == "checkpoint"]
+    assert committed[0] == 2
     check_end(url, end)

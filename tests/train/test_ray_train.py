@@ -141,10 +141,12 @@ def test_recorded_positions_are_the_plan_when_a_worker_is_killed(
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_the_user_can_mend_is_told_in_its_own_words(tmp_path: Path, reader: ChunkReader) -> None:
+    """And is not tried again, not even by a run that may fail without limit."""
+    config = dataclasses.replace(ONE.config, max_failures=-1)
     (tmp_path / "data" / "train" / "shard-000000.tar").unlink()
     started = time.monotonic()
     with pytest.raises(storage.NotFoundError, match=r"^\S*shard-000000\.tar: [^\n]*$"):
-        fit_owned(spec_of(str(tmp_path / "run"), reader), reader, dataclasses.replace(ONE, max_failures=0))
+        fit_owned(spec_of(str(tmp_path / "run"), reader), reader, dataclasses.replace(ONE, config=config))
     assert time.monotonic() - started < 60
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import storage
-from pipeline.dataset.record import DatasetError
 from pipeline.stream.chunk import ChunkReader
 from pipeline.train import log
 from pipeline.train.ray_train import TrainError
@@ -72,16 +70,6 @@ def test_a_run_that_gets_no_cpu_to_read_ends_with_the_reason(tmp_path: Path, rea
             fit_owned(spec_of(str(tmp_path / "run"), reader), reader, dataclasses.replace(ONE, config=config))
     finally:
         ray.kill(hog)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_what_no_restart_mends_is_not_tried_again(tmp_path: Path, reader: ChunkReader) -> None:
-    """Not even by a run that may fail without limit."""
-    url = str(tmp_path / "run")
-    storage.delete(reader.index.shard_url("shard-000000.tar"))
-    config = dataclasses.replace(ONE.config, max_failures=-1)
-    with pytest.raises((DatasetError, storage.NotFoundError), match="shard-000000"):
-        fit_owned(spec_of(url, reader), reader, dataclasses.replace(ONE, config=config))
 
 
 @pytest.mark.slow
