@@ -137,7 +137,9 @@ class _Trainer:
         """Whether word has just come that a machine will be taken away. All ranks ask together, each few seconds."""
         if self.cur_nimg // self.spec.plan.batch_size % self.asks_every:
             return False
-        before, self.preempted = self.preempted, outlets.preempted()
+        # Word reaches ranks at different moments, and all must go on with the same exchange among them.
+        told = {"told": torch.tensor(float(outlets.preempted()))}
+        before, self.preempted = self.preempted, sum_over_ranks(told, self.world)["told"] > 0
         if not self.preempted or before:
             return False
         if self.world.rank == 0:

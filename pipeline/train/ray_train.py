@@ -17,6 +17,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2.api.exceptions import PreemptionError
 from torch import nn
@@ -294,7 +295,8 @@ def _outlets(board: Any, rank: int) -> Outlets:
     return Outlets(
         progress=progress,
         report=lambda stats: ray.train.report(dict(stats)),
-        preempted=lambda: ray.train.get_preemption_info() is not None,
+        # Not `ray.train.get_preemption_info`: once there is word its ranks no longer wait for each other's, as ours do.
+        preempted=lambda: get_train_context().preemption_context.preemption_info is not None,
     )
 
 

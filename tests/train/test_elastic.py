@@ -123,27 +123,6 @@ def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
     assert_as_planned(url, reader_of(settings["data"]).plan, total_nimg)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_word_of_a_machines_end_is_answered_by_a_checkpoint(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, checkpoint_kimg=10_000.0)
-    url = settings["run"]
-    with run_cluster(2, _environment()) as cluster:
-        cluster.add_node(2)  # the third worker is there, wherever the first two are
-        with started(cluster, settings) as driver:
-            wait_for(lambda: len(log.read_stats(url)) > 10, driver)  # by then it has the size it keeps
-            assert events(url, "checkpoint") == []
-            cluster.drain_node(0, 20.0)
-            wait_for(lambda: events(url, "checkpoint"), driver)
-            cluster.drop_node(0)
-            wait_for(lambda: events(url, "resumed"), driver)
-        told, saved, resumed = (events(url, kind)[0]["cur_nimg"] for kind in ("preempted", "checkpoint", "resumed"))
-        assert told == saved == resumed > 0
-        assert events(url, "resumed")[0]["world_size"] == 1
-        total_nimg, _ = finish(cluster, settings)
-    assert_as_planned(url, reader_of(settings["data"]).plan, total_nimg)
-
-
 def _environment() -> dict[str, str]:
     fast = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     return dict(os.environ) | fast | {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
