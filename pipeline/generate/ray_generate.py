@@ -30,7 +30,7 @@ from pipeline.generate.shard_writer import SPLIT
 
 _REQUESTS = 32
 """To the store at once."""
-_SHARDS_OF_READ_TASK, _REST_SEC = 1000, 0.1
+_SHARDS_OF_READ_TASK, _REST_SEC = 1000, 0.02
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -84,8 +84,8 @@ class _Numbers(Datasource):
 
 
 class _Rest(ExecutionCallback):
-    """Lets Ray Data's scheduling loop look ten times a second: each look takes milliseconds of a core, and a worker has
-    its next shard before it has ended one.
+    """Lets Ray Data's scheduling loop look at most fifty times a second: each look takes milliseconds of a core, and a
+    worker has its next shard before it has ended one.
     """
 
     def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - Ray's signature
