@@ -207,7 +207,7 @@ def encode(pixels: Pixels, image_format: ImageFormat, quality: int) -> bytes:
 def encoder(image_format: ImageFormat) -> str:
     """Name and version of what `encode` uses: a plan holds it, since the bytes depend on it."""
     if image_format == "png":
-        return f"png-up isal {version('isal')} level {png.DEFLATE_LEVEL}"
+        return f"png-up zlib-ng {version('zlib-ng')} level 1 runs"
     if image_format == "jpeg":
         return f"simplejpeg {version('simplejpeg')}"
     return f"pillow {version('pillow')} libwebp {features.version('webp')}"

@@ -2,6 +2,9 @@
 
 import io
 import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -31,6 +34,37 @@ def test_it_is_read_back_by_pillow_and_by_us(pixels: Pixels) -> None:
     assert np.array_equal(fast, pixels)
     assert np.array_equal(images.decode(data, channels=pixels.shape[2]).pixels, pixels)
     assert images.encode(pixels, "png", 1) == data
+
+
+_ENCODE_IN_A_THREAD = """
+import hashlib, threading
+import numpy as np
+from pipeline import png
+
+def encode():
+    chance = np.random.default_rng(0)
+    steps = [chance.integers(-1, 2, (side, side, 1 + 2 * (side % 16 == 8))) for side in [16] * 200 + [24] * 50 + [200]]
+    files = [png.encode((step.cumsum(0) * 9 % 256).astype(np.uint8)) for step in steps]
+    print(hashlib.sha256(b"".join(files)).hexdigest())
+
+thread = threading.Thread(target=encode)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_process_makes_the_same_bytes() -> None:
+    """Address-space layout is drawn anew for each of 400 processes; ISA-L's deflate failed here one time in sixty."""
+
+    def encode_elsewhere(_: int) -> str:
+        command = [sys.executable, "-c", _ENCODE_IN_A_THREAD]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    with ThreadPoolExecutor(4) as pool:
+        digests = set(pool.map(encode_elsewhere, range(400)))
+    assert len(digests) == 1
 
 
 @given(hnp.arrays(np.uint8, shapes), st.data())
