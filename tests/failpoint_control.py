@@ -48,7 +48,7 @@ class Failpoints:
 
     def thaw(self) -> None:
         """Let those that are frozen go on."""
-        for path in (self._folder / "claimed").iterdir():
+        for path in (self._folder / "claimed").glob("* frozen"):
             path.unlink()
 
     def passed(self, out: str) -> list[Mapping[str, Any]]:
@@ -56,8 +56,11 @@ class Failpoints:
         return [line for line in self._log("passed.log") if line["url"].startswith(f"{out}/")]
 
     def killed(self) -> list[str]:
-        """Steps at which processes died, in order."""
-        return [line["step"] for line in self._log("killed.log")]
+        """Steps at which processes died, in the order in which that was armed. One that was killed from outside at the
+        moment that it came there is among them.
+        """
+        names = sorted(path.name for path in (self._folder / "claimed").glob("* killed"))
+        return [name.partition(" ")[2].rsplit(" ", 2)[0] for name in names]
 
     def frozen(self) -> list[Mapping[str, Any]]:
         """Processes that stand at a step, or stood there till they were killed: `pid`, `raylet` of its node, `step`."""

@@ -4,7 +4,7 @@ The control folder that GANYMEDE_FAILPOINTS names holds what shall happen, so th
 (a worker of a cluster that lives long) hears of it: `armed/NUMBER STEP SKIP FATE` meets the process that comes to STEP
 after SKIP others have passed there. Rename is atomic, so each meets just one. Its FATE is to be `killed` at once, or to
 be `frozen` there until someone kills it, or removes what it has claimed. `passed.log` gets a line for every step that a
-process comes to, `killed.log` and `frozen.log` one for every fate. Nothing but the standard library is imported here.
+process comes to, `frozen.log` one for each that stands still. Nothing but the standard library is imported here.
 """
 
 import functools
@@ -46,10 +46,10 @@ def _come_to(folder: str, step: str, url: str) -> None:
     with _ONE_THREAD:
         _append(os.path.join(folder, "passed.log"), line)
         fate, claimed = _claim(folder, step)
-        if fate:
-            _append(os.path.join(folder, f"{fate}.log"), line)
         if fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fate == "frozen":
+            _append(os.path.join(folder, "frozen.log"), line)
         while fate == "frozen" and os.path.exists(claimed):
             time.sleep(0.05)
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def test_workers_that_die_again_and_again_end_the_run(tmp_path: Path, reader: Ch
         while not ended.wait(0.1):
             for victim in set(training_workers()) - killed:
                 time.sleep(1.0)
-                os.kill(victim, signal.SIGKILL)
-                killed.add(victim)
+                with suppress(ProcessLookupError):  # the run ended meanwhile
+                    os.kill(victim, signal.SIGKILL)
+                    killed.add(victim)
 
     killer = threading.Thread(target=kill_each)
     killer.start()
