@@ -204,6 +204,7 @@ class _Trainer:
         if self.replaced:
             self._event("quarantined", count=len(self.replaced), samples=self.replaced[:_QUARANTINED_SHOWN])
         if self.world.rank == 0:
+            self._write(ownership.check, self.spec.run_url, self.spec.owner)
             self._write(log.put_stats, self.spec.run_url, self.attempt, self.tick, stats)
             self._write(log.put_grid, self.spec.run_url, self.attempt, self.cur_nimg, self._grid(), _GRID_COLUMNS)
             outlets.progress(self.cur_nimg, stats)

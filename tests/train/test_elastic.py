@@ -123,6 +123,56 @@ def test_a_run_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
     assert_as_planned(url, reader_of(settings["data"]).plan, total_nimg)
 
 
+def apart(tmp_path: Path, num_workers: list[int], **workers: Any) -> dict[str, Any]:
+    """Settings for a head of one CPU, which reads, and machines of two CPUs, with a worker each. No checkpoint."""
+    settings = settings_of(tmp_path, checkpoint_kimg=10_000.0)
+    settings["workers"] |= {"num_workers": num_workers, "cpus_per_worker": 2.0} | workers
+    return settings
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_word_of_preemption_leads_to_a_checkpoint(tmp_path: Path) -> None:
+    """One of two machines says that it will go: there is a checkpoint before that, and one worker goes on from it."""
+    settings = apart(tmp_path, [1, 2])
+    url = settings["run"]
+    with run_cluster(1, _environment()) as cluster:
+        for _ in range(2):
+            cluster.add_node(2)
+        with started(cluster, settings) as driver:
+            wait_for(lambda: log.read_stats(url), driver)
+            assert not events(url, "checkpoint")
+            told_sec = time.time()
+            cluster.drain_node(1, 60.0)
+            wait_for(lambda: events(url, "checkpoint"), driver)
+            cluster.drop_node(1)
+            wait_for(lambda: events(url, "resumed"), driver)
+        total_nimg, _ = finish(cluster, settings)
+    (preempted, *_), (kept, *_), (resumed, *_) = (events(url, kind) for kind in ("preempted", "checkpoint", "resumed"))
+    print(f"from the word to the checkpoint: {kept['time_sec'] - told_sec:.1f} s")
+    assert preempted["cur_nimg"] == kept["cur_nimg"] == resumed["cur_nimg"] > 0
+    assert (resumed["world_size_before"], resumed["world_size"]) == (2, 1)
+    assert_as_planned(url, reader_of(settings["data"]).plan, total_nimg)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_run_whose_workers_find_no_room_ends_with_the_reason(tmp_path: Path) -> None:
+    """Two workers, no fewer, and one of their machines is lost for good."""
+    settings = apart(tmp_path, [2], no_room_sec=8.0)
+    with run_cluster(1, _environment()) as cluster:
+        for _ in range(2):
+            cluster.add_node(2)
+        with started(cluster, settings) as driver:
+            wait_for(lambda: log.read_stats(settings["run"]), driver)
+            cluster.drop_node(1)
+            said = driver.communicate(timeout=_WAIT_SEC)[0]
+    assert driver.returncode == 1, said[-3000:]
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("TrainError: 2 workers of {'CPU': 2.0} found no room; free are CPU "), last
+    assert last.endswith("run again when the cluster has room")
+
+
 def _environment() -> dict[str, str]:
     fast = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     return dict(os.environ) | fast | {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}

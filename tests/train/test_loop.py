@@ -21,6 +21,7 @@ from pipeline.stream.order import OrderPlan
 from pipeline.train import checkpoint, log, loop
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.loop import Outlets
+from pipeline.train.ownership import OwnershipError
 from pipeline.train.ranks import World
 from pipeline.train.spec import RunSpec, TrainConfig
 from tests.small import CLASSES, make_dataset
@@ -211,3 +212,12 @@ def test_without_bf16_in_hardware_it_is_float32_and_says_so(
 def test_settings_that_mean_nothing(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         TrainConfig(**settings)
+
+
+def test_a_former_owner_stops_at_a_tick(tmp_path: Path, reader: ChunkReader) -> None:
+    """Long before its next checkpoint, which would be refused."""
+    url = str(tmp_path / "run")
+    storage.put_if_absent(f"{url}/owners/000002.json", b"{}")
+    with pytest.raises(OwnershipError, match="owner 2 has taken over from owner 1"):
+        train(spec_of(url, reader, total_kimg=16.0, checkpoint_kimg=16.0), reader)
+    assert log.read_stats(url)[-1]["cur_nimg"] < 8000
