@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 # Extra flags for `make bench-ingest`, e.g. BENCH_FLAGS="--only jpeg256"
 BENCH_FLAGS ?=
 
-.PHONY: install demo check test test-slow bench-ingest bench-train bench-generate format clean
+.PHONY: install demo check test test-slow bench-ingest bench-train bench-generate bench-evaluate format clean
 
 install: .venv/installed
 
@@ -40,6 +40,9 @@ bench-train: install
 
 bench-generate: install
 	$(BIN)/python -m tests.benchmarks.generate $(BENCH_FLAGS)
+
+bench-evaluate: install
+	$(BIN)/python -m tests.benchmarks.evaluate $(BENCH_FLAGS)
 
 .venv-peers/installed: tests/benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-peers

@@ -36,6 +36,7 @@ VERBS = {
     "prepare": "images -> shards",
     "train": "shards -> a trained generator",
     "generate": "a trained generator -> shards of synthetic images",
+    "evaluate": "says what a set of synthetic images is worth",
     "verify": "reads a dataset again and compares it with its index",
     "gc": "lists, then removes, what a dataset does not name",
     "run": "prepare, train and generate in one go",

@@ -1,0 +1,118 @@
+"""Whether generated images are copies: of the training images, or of each other."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from pipeline.evaluate.neighbours import nearest
+from pipeline.images import Pixels
+
+TAIL = 1e-3
+"""Share of held-out images that count as near to training."""
+Small = NDArray[np.float32]
+
+_SIDE = 16
+_SHIFTS = (*itertools.product((-1, 0, 1), repeat=2), (0, 2), (0, -2), (2, 0), (-2, 0))
+"""In half pixels of the small images."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Of each of N images, the nearest other."""
+
+    distance: NDArray[np.float32]
+    """Root mean square over pixels of [0, 255], [N]."""
+    place: NDArray[np.int64]
+    """Which it is, [N]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CopyTest:
+    """Whether more generated images lie near to training images than images that were held out do."""
+
+    limit: float
+    """The distance under which a share of TAIL of the held-out images lies."""
+    near: int
+    """Generated images under it."""
+    near_held_out: int
+    """Held-out images under it or at it."""
+    p_value: float
+    """Of so many or more, if generated images were no nearer than held-out ones."""
+
+
+def shrunk(pixels: Pixels) -> Small:
+    """uint8 [N, R, R, C] → float32 [N, 16, 16, C], or [N, R, R, C] if that is less: means of areas, which JPEG's losses
+    and a pixel's shift change little. All that the functions below need of an image.
+    """
+    image = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32)
+    small: Small = functional.adaptive_avg_pool2d(image, min(_SIDE, pixels.shape[1])).permute(0, 2, 3, 1).numpy()
+    return small
+
+
+def to_training(small: Small, training: Small) -> Neighbours:
+    """The nearest of the training images, [M, S, S, C], to each of [N, S, S, C] as it is, mirrored, or shifted by
+    up to one of S: what augmentation, or a copy that is to go unnoticed, would do.
+    """
+    images, known = torch.from_numpy(small), torch.from_numpy(training).flatten(1)
+    best = torch.full((len(images),), torch.inf)
+    place = torch.zeros(len(images), dtype=torch.int64)
+    for mirrored in (images, images.flip(2)):
+        for shift in _SHIFTS:
+            distance, found = nearest(_shifted(mirrored, shift).flatten(1), known)
+            nearer = distance < best
+            best[nearer], place[nearer] = distance[nearer], found[nearer]
+    return Neighbours(distance=_root_mean(best, known), place=place.numpy())
+
+
+def within(small: Small) -> Neighbours:
+    """The nearest other image of the same set, [N, S, S, C], N ≥ 2."""
+    vectors = torch.from_numpy(small).flatten(1)
+    distance, place = nearest(vectors, vectors, itself=True)
+    return Neighbours(distance=_root_mean(distance, vectors), place=place.numpy())
+
+
+def copy_test(gen: NDArray[np.float32], held_out: NDArray[np.float32]) -> CopyTest:
+    """From the distances of equally many generated and held-out images to the same training images.
+
+    The limit is the r-th smallest distance of n held-out images, r = n · TAIL or more. If both kinds were drawn alike,
+    how many generated ones lie under it is negative hypergeometric: as many as are drawn before the r-th of the others,
+    without putting back. A plain binomial would take the limit for known, and alarm too often.
+    """
+    assert len(gen) == len(held_out)
+    n = len(held_out)
+    r = max(1, math.ceil(n * TAIL))
+    limit = float(np.partition(held_out, r - 1)[r - 1])
+    near = int((gen < limit).sum())
+    return CopyTest(limit=limit, near=near, near_held_out=r, p_value=_at_least(near, r, n))
+
+
+def _at_least(near: int, r: int, n: int) -> float:
+    """P(K ≥ near): K of n generated images come before the r-th of n held-out ones."""
+
+    def log_choose(total: int, taken: int) -> float:
+        return math.lgamma(total + 1) - math.lgamma(taken + 1) - math.lgamma(total - taken + 1)
+
+    whole = log_choose(2 * n, n)
+    below = sum(math.exp(log_choose(k + r - 1, k) + log_choose(2 * n - k - r, n - k) - whole) for k in range(near))
+    return max(0.0, 1.0 - below)
+
+
+def _shifted(images: torch.Tensor, halves: tuple[int, ...]) -> torch.Tensor:
+    """[N, S, S, C] moved down and to the right by so many half pixels, the edge repeated."""
+    for dim, moved in enumerate(halves, start=1):
+        images = (_rolled(images, dim, moved // 2) + _rolled(images, dim, -(-moved // 2))) / 2
+    return images
+
+
+def _rolled(images: torch.Tensor, dim: int, moved: int) -> torch.Tensor:
+    size = images.shape[dim]
+    return images.index_select(dim, (torch.arange(size) - moved).clamp(0, size - 1))
+
+
+def _root_mean(squared: torch.Tensor, vectors: torch.Tensor) -> NDArray[np.float32]:
+    return (squared / vectors.shape[1]).sqrt().numpy()

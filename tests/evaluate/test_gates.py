@@ -1,0 +1,21 @@
+"""A gate fails on the wrong side of its limit, and one without a limit or without a number does not exist."""
+
+import pytest
+
+from pipeline.config import ConfigError
+from pipeline.evaluate.gates import Gate, GateConfig, judge
+
+
+def test_limits() -> None:
+    config = GateConfig(max_fid=10.0, min_recall=0.3, min_precision=0.5, min_utility=0.0, min_copies_p_value=0.001)
+    judged = judge(config, {"fid": 10.0, "recall": 0.29, "kid": 1.0, "utility": 0.1, "copies_p_value": 0.0009})
+    assert judged == (
+        Gate(name="fid", value=10.0, limit=10.0, passed=True),
+        Gate(name="recall", value=0.29, limit=0.3, passed=False),
+        Gate(name="copies_p_value", value=0.0009, limit=0.001, passed=False),
+    )
+
+
+def test_a_limit_below_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_fid must be at least 0, not -1"):
+        GateConfig(max_fid=-1.0)

@@ -1,0 +1,105 @@
+"""Copies of training images are found, whatever was done to them; where there are none there is no alarm."""
+
+import itertools
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+
+from pipeline.evaluate.memorisation import Small, _at_least, copy_test, shrunk, to_training, within
+from pipeline.images import Pixels
+from tests.evaluate.pictures import pictures
+
+ALARM = 0.01
+
+
+def shifted(image: Pixels) -> Pixels:
+    return np.roll(image, (1, -1), axis=(0, 1))
+
+
+def jpeg(image: Pixels) -> Pixels:
+    coded = simplejpeg.encode_jpeg(np.ascontiguousarray(image), 60, "GRAY", "Gray")
+    return simplejpeg.decode_jpeg(coded, "GRAY").reshape(image.shape)
+
+
+COPIES: dict[str, Callable[[Pixels], Pixels]] = {
+    "exact": lambda image: image,
+    "mirrored": lambda image: image[:, ::-1],
+    "shifted": shifted,
+    "JPEG": jpeg,
+}
+
+
+@pytest.fixture(scope="module")
+def training() -> Pixels:
+    return pictures(4000, seed=0)
+
+
+@pytest.fixture(scope="module")
+def known(training: Pixels) -> Small:
+    return shrunk(training)
+
+
+@pytest.fixture(scope="module")
+def held_out(known: Small) -> NDArray[np.float32]:
+    return to_training(shrunk(pictures(2000, seed=1)), known).distance
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_of_half_a_percent_are_found(
+    training: Pixels, known: Small, held_out: NDArray[np.float32], kind: str
+) -> None:
+    gen = pictures(2000, seed=2)
+    for place in range(10):
+        gen[7 * place] = COPIES[kind](training[100 + place])
+    found = to_training(shrunk(gen), known)
+    test = copy_test(found.distance, held_out)
+    assert test.p_value < ALARM
+    assert test.near >= 10
+    assert found.place[: 7 * 10 : 7].tolist() == list(range(100, 110))
+
+
+def test_a_clean_set_passes(known: Small, held_out: NDArray[np.float32]) -> None:
+    assert copy_test(to_training(shrunk(pictures(2000, seed=2)), known).distance, held_out).p_value > ALARM
+
+
+def test_false_alarms_are_as_rare_as_promised() -> None:
+    """Of 2,000 clean resamples about one in a hundred has a p-value under 0.01, and one in ten under 0.1."""
+    chance = np.random.default_rng(5)
+    values = np.array([copy_test(*chance.normal(size=(2, 3000)).astype(np.float32)).p_value for _ in range(2000)])
+    for level in (0.01, 0.1):
+        share = (values < level).mean()
+        assert share < level + 3 * np.sqrt(level / 2000)
+        assert share > level / 10  # it can alarm at all
+
+
+@pytest.mark.parametrize("r", [1, 2, 4])
+def test_the_probability_is_that_of_drawing_without_putting_back(r: int) -> None:
+    """By every order of five of each kind."""
+    orders = [set(places) for places in itertools.combinations(range(10), 5)]  # the places of held-out ones
+
+    def before(places: set[int]) -> int:
+        return sorted(places)[r - 1] - (r - 1)
+
+    for near in range(6):
+        share = Fraction(sum(before(places) >= near for places in orders), len(orders))
+        assert _at_least(near, r, 5) == pytest.approx(float(share))
+
+
+def test_repeated_images_are_told_within_a_set() -> None:
+    gen = pictures(300, seed=3)
+    gen[200:] = gen[:100]
+    found = within(shrunk(gen))
+    assert found.place[:100].tolist() == list(range(200, 300))
+    assert (found.distance[:100] < 0.1).all()
+    assert (found.distance[100:200] > 1).all()
+
+
+def test_pictures_smaller_than_the_grid_keep_their_pixels() -> None:
+    training = shrunk(pictures(50, seed=0, side=8))
+    assert training.shape == (50, 8, 8, 1)
+    found = to_training(training[:10], training)
+    assert found.place.tolist() == list(range(10))

@@ -1,0 +1,67 @@
+"""Which samples are looked at depends on seed and count alone, and their pixels are those that are stored."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import storage
+from pipeline.dataset.index import IndexReader
+from pipeline.evaluate.samples import EvaluateError, chosen, read_samples
+from tests.small import make_dataset, shape_image
+
+
+@given(st.integers(1, 5000), st.integers(1, 6000), st.integers(0, 3))
+def test_chosen_are_sorted_and_differ(num_samples: int, count: int, seed: int) -> None:
+    found = chosen(num_samples, count, seed)
+    assert len(found) == min(count, num_samples)
+    assert (np.diff(found) > 0).all()
+    assert 0 <= found[0] <= found[-1] < num_samples
+    assert np.array_equal(found, chosen(num_samples, count, seed))
+
+
+@pytest.mark.parametrize(("num_samples", "count"), [(1000, 500), (1000, 100)])
+def test_each_is_as_likely_as_every_other(num_samples: int, count: int) -> None:
+    """Over 400 seeds: within five standard deviations of the mean, all of a thousand."""
+    times = np.zeros(num_samples)
+    for seed in range(400):
+        times[chosen(num_samples, count, seed)] += 1
+    share = count / num_samples
+    assert (abs(times - 400 * share) < 5 * np.sqrt(400 * share * (1 - share))).all()
+
+
+def test_a_billion_samples_cost_what_is_chosen_of_them() -> None:
+    assert len(chosen(10**9, 1000, 0)) == 1000
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> IndexReader:
+    made = make_dataset(str(tmp_path), num_samples=100)
+    return IndexReader(str(tmp_path / "train"), made.splits["train"])
+
+
+def test_pixels_labels_and_keys(reader: IndexReader) -> None:
+    """Over several shards and parts, with gaps."""
+    numbers = np.array([3, 4, 28, 31, 65, 99])
+    found = read_samples(reader, numbers, 16, 1)
+    for place, number in enumerate(numbers.tolist()):
+        assert np.array_equal(found.pixels[place], shape_image(number, number % 2, 16))
+    assert found.labels.tolist() == (numbers % 2).tolist()
+    assert found.keys == tuple(f"{number:09d}" for number in numbers)
+
+
+def test_a_size_that_is_not_the_datasets(reader: IndexReader) -> None:
+    with pytest.raises(EvaluateError, match=r"shard-000001\.tar, key 000000040: 16 x 16 pixels, not 32 x 32"):
+        read_samples(reader, np.array([40]), 32, 1)
+
+
+def test_an_image_that_cannot_be_decoded(reader: IndexReader) -> None:
+    row = reader.rows(40, 41).to_pylist()[0]
+    url = reader.shard_url(row["shard"])
+    data = bytearray(storage.read(url))
+    data[row["offset"] + 40] ^= 255
+    storage.put(url, bytes(data))
+    with pytest.raises(EvaluateError, match=r"shard-000001\.tar, key 000000040: .*; verify the dataset"):
+        read_samples(reader, np.array([39, 40]), 16, 1)

@@ -1,0 +1,151 @@
+"""`ganymede evaluate` as a user types it: good images pass, copies and rubbish are refused, bad input is told."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from jobs import cli, evaluate
+from pipeline import images, storage
+from pipeline.dataset import index, part, record, tar
+from pipeline.dataset.record import DatasetRecord
+from pipeline.images import Pixels
+from tests.evaluate.pictures import labelled
+
+FEW = [
+    "--classifier-steps",
+    "40",
+    "--utility-steps",
+    "40",
+    "--utility-seeds",
+    "2",
+    "--num-samples",
+    "400",
+    "--num-workers",
+    "2",
+]
+CLASSES = ("top", "upper", "lower", "bottom")
+
+
+def store(url: str, splits: dict[str, tuple[Pixels, NDArray[np.int64]]], shard_size: int = 250) -> None:
+    """A dataset of these images, in shards of `shard_size`."""
+    parts = {}
+    for split, (pixels, labels) in splits.items():
+        tables = []
+        for start in range(0, len(pixels), shard_size):
+            rows = range(start, min(start + shard_size, len(pixels)))
+            data = tar.build(
+                (f"{i:09d}", {"png": images.encode(pixels[i], "png", 100), "cls": b"%d" % labels[i]}) for i in rows
+            )
+            name = index.shard_name(start // shard_size)
+            storage.put_if_absent(f"{url}/{split}/{name}", data)
+            tables.append(index.rows_of_shard(name, data, 1))
+        listed = part.encode_part(tables)
+        storage.put_if_absent(f"{url}/{split}/{index.part_name(0)}", listed)
+        parts[split] = (part.describe_part(index.part_name(0), listed),)
+    made = DatasetRecord(channels=1, resolution=32, image_format="png", classes=CLASSES, splits=parts)
+    record.commit(url, made)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("real"))
+    store(url, {"train": labelled(1500, seed=0), "test": labelled(500, seed=1)})
+    return url
+
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(real: str, tmp_path: Path, ray_session: None) -> Run:  # noqa: ARG001 - it has to be there
+    def typed(pixels: Pixels, labels: NDArray[np.int64], *words: str) -> int:
+        gen = str(tmp_path / "gen")
+        if storage.stat(f"{gen}/dataset.json") is None:
+            store(gen, {"train": (pixels, labels)})
+        command = ["--real", real, "--synthetic", gen, "--out", str(tmp_path / "report"), *FEW, *words]
+        return cli.run_verb(evaluate.VERB, command)
+
+    return typed
+
+
+def test_good_images_pass_and_a_second_run_says_the_same(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*labelled(600, seed=2)) == cli.EXIT_DONE
+    first = capsys.readouterr().out
+    assert "evaluate: passed 2 gates, 400 images a side" in first
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = report["found"]
+    assert set(found["anchors"]) == {"real", "blurred", "noisy", "one class missing", "ten images repeated"}
+    assert found["metrics"]["fid"]["value"] < 0.5 * found["anchors"]["one class missing"]["fid"]["value"]
+    assert found["utility"]["synthetic"]["mean"] > 0.8 * found["utility"]["real"]["mean"]
+    assert set(found["classes"]) == set(CLASSES)
+    assert run(*labelled(600, seed=2)) == cli.EXIT_DONE
+    again = capsys.readouterr().out
+    assert again.startswith("evaluate: already done")
+    assert again.partition("\n")[2] == first
+    assert run(*labelled(600, seed=2), "--gates.min-coverage", "0.99") == cli.EXIT_REFUSED
+    told = capsys.readouterr()
+    assert "FAILED: coverage" in told.out
+    assert "failed coverage; see" in told.err
+    assert run(*labelled(600, seed=2), "--seed", "1") == cli.EXIT_BAD_INPUT
+    assert "the report of another evaluation; choose another output URL" in capsys.readouterr().err
+
+
+def test_copies_of_training_images_are_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels, labels = labelled(600, seed=2)
+    training, _ = labelled(1500, seed=0)
+    places = np.arange(0, 600, 20) + np.arange(0, 600, 20) % 4  # any: labels of copies stay those of the pictures
+    pixels[places] = training[places]
+    labels[places] = places % 4
+    assert run(pixels, labels) == cli.EXIT_REFUSED
+    assert "FAILED: copies_p_value" in capsys.readouterr().out
+
+
+def test_images_that_teach_nothing_are_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels, labels = labelled(600, seed=2)
+    assert run(pixels, np.random.default_rng(0).permutation(labels)) == cli.EXIT_REFUSED
+    assert "FAILED: utility" in capsys.readouterr().out
+
+
+def test_without_classes_there_is_no_utility(tmp_path: Path, ray_session: None) -> None:  # noqa: ARG001
+    for name, splits in (
+        ("real", {"train": labelled(300, 0), "test": labelled(100, 1)}),
+        ("gen", {"train": labelled(100, 2)}),
+    ):
+        store(str(tmp_path / "made" / name), splits)
+        made, _ = record.read(str(tmp_path / "made" / name))
+        for entry in list(storage.list_entries(str(tmp_path / "made" / name))):
+            if entry.name != record.NAME:
+                data = storage.read(f"{tmp_path}/made/{name}/{entry.name}")
+                storage.put(f"{tmp_path}/{name}/{entry.name}", data)
+        record.commit(str(tmp_path / name), dataclasses.replace(made, classes=()))
+    words = ["--real", f"{tmp_path}/real", "--synthetic", f"{tmp_path}/gen", "--out", f"{tmp_path}/report"]
+    assert cli.run_verb(evaluate.VERB, [*words, *FEW]) == cli.EXIT_DONE
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["found"]
+    assert found["num_samples"] == 100
+    assert "utility" not in found
+    assert "classes" not in found
+
+
+def test_sets_that_cannot_be_compared(
+    real: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ray_session: None,  # noqa: ARG001
+) -> None:
+    words = ["--real", real, "--out", str(tmp_path / "report")]
+    store(str(tmp_path / "few"), {"train": labelled(19, seed=2)})
+    assert cli.run_verb(evaluate.VERB, [*words, "--synthetic", str(tmp_path / "few")]) == cli.EXIT_BAD_INPUT
+    assert "the smallest set has 19 images, and 20 are the fewest" in capsys.readouterr().err
+    made, _ = record.read(str(tmp_path / "few"))
+    record.commit(str(tmp_path / "large"), dataclasses.replace(made, resolution=64))
+    assert cli.run_verb(evaluate.VERB, [*words, "--synthetic", str(tmp_path / "large")]) == cli.EXIT_BAD_INPUT
+    assert "has resolution 64" in capsys.readouterr().err
+    assert cli.run_verb(evaluate.VERB, [*words, "--synthetic", real, "--reference-split", "val"]) == cli.EXIT_BAD_INPUT
+    assert "no split 'val'" in capsys.readouterr().err
