@@ -1,7 +1,9 @@
 """A small residual classifier: its features measure a domain, and its accuracy says what images are worth."""
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -80,10 +82,11 @@ def reduced(pixels: Pixels) -> Pixels:
 
 
 def rotated(pixels: Pixels) -> tuple[Pixels, NDArray[np.int64]]:
-    """Images uint8 [N, R, R, C] turned by no, one, two or three right angles, and by how many: what a classifier learns
-    from images without classes (Gidaris et al. 2018).
+    """Images uint8 [N, R, R, C] turned by none to three right angles by chance, and by how many: what a classifier
+    learns from images without classes (Gidaris et al. 2018).
     """
-    turned, turns = pixels.copy(), np.arange(len(pixels)) % 4
+    turned = pixels.copy()
+    turns = philox.integers(philox.stream_key(0, "evaluate/turns"), np.arange(len(pixels)), 4)
     for count in (1, 2, 3):
         turned[turns == count] = np.rot90(pixels[turns == count], count, axes=(1, 2))
     return turned, turns
@@ -107,9 +110,7 @@ def train_classifier(
     others = [weight for weight in network.parameters() if weight.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=_LEARNING_RATE)
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _LEARNING_RATE, total_steps=recipe.steps + 1, pct_start=_WARM_UP_SHARE
-    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(_rate, steps=recipe.steps))
     for step, rows in enumerate(_batches(len(pixels), recipe)):
         image = torch.from_numpy(pixels[rows])
         if recipe.flip:
@@ -122,6 +123,14 @@ def train_classifier(
         rate.step()
         on_progress(step + 1)
     return network.eval().requires_grad_(False)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate: up in a straight line, then down to nothing along a cosine."""
+    warm_up = max(1.0, _WARM_UP_SHARE * steps)
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1.0, steps - warm_up))
 
 
 def _batches(count: int, recipe: Recipe) -> Iterator[NDArray[np.int64]]:

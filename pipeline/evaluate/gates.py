@@ -23,10 +23,11 @@ class GateConfig:
     min_coverage: float = 0.0
     """Coverage, at least."""
     min_utility: float = 0.5
-    """Accuracy on real images of a classifier trained on synthetic ones, at least so much of that of one trained on
-    real ones."""
+    """What synthetic images teach a classifier about real ones, at least so much of what real ones teach it: accuracy,
+    the mean over classes, counted from that of guessing."""
     min_copies_p_value: float = 0.001
-    """Probability, at least, that so many synthetic images lie so near to training images if none is a copy."""
+    """Probability, at least, that so many synthetic images lie so near to training images if they lie as held-out ones
+    do."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -45,11 +46,15 @@ class Gate:
 
 
 def judge(config: GateConfig, found: Mapping[str, float]) -> tuple[Gate, ...]:
-    """The gates that have a limit and whose number was found, by name: `max_fid` judges `fid`."""
+    """The gates that have a limit and whose number was found, by name: `max_fid` judges `fid`. Raises ConfigError for a
+    limit that was set, and whose number was not found.
+    """
     gates = []
     for field in dataclasses.fields(config):
         side, _, name = field.name.partition("_")
         limit = float(getattr(config, field.name))
+        if limit and name not in found and limit != field.default:
+            raise ConfigError(f"gates.{field.name} is set, and there is no {name} here to judge; leave it out")
         if limit and name in found:
             passed = found[name] <= limit if side == "max" else found[name] >= limit
             gates.append(Gate(name=name, value=found[name], limit=limit, passed=passed))

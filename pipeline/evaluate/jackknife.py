@@ -18,7 +18,7 @@ class Estimate:
 def error_of(left_out: Sequence[float]) -> float:
     """The delete-a-group jackknife's standard error, from the values that leave one group out each (Efron 1982).
 
-    A bootstrap would be biased for FID, which a repeated sample lowers.
+    A bootstrap would be biased for FID: it repeats samples, and fewer different ones mean a larger distance.
     """
     groups = len(left_out)
     assert groups > 1

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from pipeline import philox
 from pipeline.evaluate.neighbours import nearest
 from pipeline.images import Pixels
 
@@ -38,11 +39,11 @@ class CopyTest:
     limit: float
     """The distance under which a share of TAIL of the held-out images lies."""
     near: int
-    """Generated images under it."""
+    """Generated images under it, and by chance at it."""
     near_held_out: int
-    """Held-out images under it or at it."""
+    """Held-out images that it was taken from."""
     p_value: float
-    """Of so many or more, if generated images were no nearer than held-out ones."""
+    """Of so many or more, if distances of generated images were like those of held-out ones."""
 
 
 def shrunk(pixels: Pixels) -> Small:
@@ -81,14 +82,18 @@ def copy_test(gen: NDArray[np.float32], held_out: NDArray[np.float32]) -> CopyTe
 
     The limit is the r-th smallest distance of n held-out images, r = n · TAIL or more. If both kinds were drawn alike,
     how many generated ones lie under it is negative hypergeometric: as many as are drawn before the r-th of the others,
-    without putting back. A plain binomial would take the limit for known, and alarm too often.
+    without putting back. A plain binomial would take the limit for known, and alarm too often. Equal distances, as of
+    held-out images that are training images as well, are put in an order by chance, always the same.
     """
     assert len(gen) == len(held_out)
     n = len(held_out)
     r = max(1, math.ceil(n * TAIL))
-    limit = float(np.partition(held_out, r - 1)[r - 1])
-    near = int((gen < limit).sum())
-    return CopyTest(limit=limit, near=near, near_held_out=r, p_value=_at_least(near, r, n))
+    chance = philox.uniforms(philox.stream_key(0, "evaluate/ties"), np.arange(2 * n), 1)[:, 0]
+    distance = np.concatenate([held_out, gen])
+    order = np.lexsort((chance, distance))
+    last = np.flatnonzero(order < n)[r - 1]
+    near = int(last) + 1 - r
+    return CopyTest(limit=float(distance[order[last]]), near=near, near_held_out=r, p_value=_at_least(near, r, n))
 
 
 def _at_least(near: int, r: int, n: int) -> float:

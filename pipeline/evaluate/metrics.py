@@ -12,6 +12,7 @@ from pipeline.evaluate.kernel import kid_of_groups
 from pipeline.evaluate.moments import fid_of_groups, moments
 from pipeline.evaluate.neighbours import neighbourhood
 
+NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "inception_score")
 GROUPS = 10
 K = 5
 
@@ -36,7 +37,9 @@ def compare(reference: Described, other: Described) -> Mapping[str, Estimate]:
     """FID, KID, precision, recall, density and coverage of `other`, and its Inception Score.
 
     Both sides have the same number of samples, at least 2 · GROUPS: FID and recall of sets of other sizes are other
-    numbers. Samples are in an order that says nothing, so that slices of it are like draws.
+    numbers. Samples are in an order that says nothing, so that slices of it are like draws. Errors of FID and KID are
+    of both sides' draws; those of precision, density and Inception Score of `other`'s, of recall and coverage of
+    `reference`'s, the other side as it is.
     """
     assert len(reference.features) == len(other.features) >= 2 * GROUPS
     sides = [np.array_split(side.features.astype(np.float64), GROUPS) for side in (reference, other)]
@@ -47,12 +50,14 @@ def compare(reference: Described, other: Described) -> Mapping[str, Estimate]:
         "density": near.density,
         "coverage": near.covered.astype(np.float64),
     }
-    return {
+    result = {
         "fid": fid_of_groups(*([moments(group) for group in side] for side in sides)),
         "kid": kid_of_groups(*sides),
         **{name: of_groups(np.array_split(values, GROUPS), _mean) for name, values in means.items()},
         "inception_score": of_groups(np.array_split(other.logits, GROUPS), inception_score),
     }
+    assert tuple(result) == NAMES
+    return result
 
 
 def of_classes(reference: Described, other: Described, num_classes: int) -> Mapping[int, Mapping[str, Estimate]]:

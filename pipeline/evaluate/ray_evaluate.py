@@ -60,7 +60,19 @@ class Sides:
     shape: tuple[int, int]
     """Resolution, channels."""
     classes: tuple[str, ...]
-    """Names by label; empty: no labels."""
+    """Names by label of the real images; fewer than two: nothing that labels could say."""
+    gen_labelled: bool
+    """Whether the synthetic images have the same classes."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a class to tell from another."""
+        return len(self.classes) > 1
+
+    @property
+    def comparable(self) -> bool:
+        """Whether that holds on both sides."""
+        return self.labelled and self.gen_labelled
 
 
 def evaluate(sides: Sides, config: EvaluateConfig, num_workers: int, say: Say) -> Mapping[str, Any]:
@@ -80,7 +92,7 @@ def evaluate(sides: Sides, config: EvaluateConfig, num_workers: int, say: Say) -
         "anchors": {name: _plain(metrics.compare(reference.described, one)) for name, one in _anchors(views)},
         "memorisation": _memorisation(views, reference, gen),
     }
-    if sides.classes:
+    if sides.comparable:
         of_classes = metrics.of_classes(reference.described, gen.described, len(sides.classes))
         found["classes"] = {sides.classes[label]: _plain(one) for label, one in of_classes.items()}
         if config.utility_steps:
@@ -129,12 +141,10 @@ def _read(reader: IndexReader, sides: Sides, config: EvaluateConfig) -> Samples:
 
 
 def _domain_classifier(real: Samples, sides: Sides, config: EvaluateConfig, say: Say) -> Classifier:
-    pixels, labels = (real.pixels, real.labels) if sides.classes else rotated(real.pixels)
-    steps = config.classifier_steps
+    pixels, labels = (real.pixels, real.labels) if sides.labelled else rotated(real.pixels)
+    num_classes, steps = len(sides.classes) if sides.labelled else 4, config.classifier_steps
     recipe = Recipe(steps=steps, seed=config.seed)
-    return train_classifier(
-        pixels, labels, len(sides.classes) or 4, recipe, lambda _: say("train the classifier", 1, steps)
-    )
+    return train_classifier(pixels, labels, num_classes, recipe, lambda _: say("train the classifier", 1, steps))
 
 
 def _anchors(views: _Views) -> list[tuple[str, Described]]:
@@ -142,8 +152,9 @@ def _anchors(views: _Views) -> list[tuple[str, Described]]:
     real = views.of("training").described
     anchors = [("real", real)]
     anchors += [(change, views.of("training", change).described) for change in defects.CHANGES]
-    if views.sides.classes:
-        anchors.append(("one class missing", real.of(defects.without_class(real.labels, 0))))
+    if views.sides.labelled:
+        largest = int(np.bincount(real.labels).argmax())
+        anchors.append(("one class missing", real.of(defects.without_class(real.labels, largest))))
     return [*anchors, ("ten images repeated", real.of(defects.repeated(views.count)))]
 
 
@@ -174,10 +185,12 @@ def _utility(real: Samples, sides: Sides, config: EvaluateConfig, count: int, sa
         seeds=range(config.seed, config.seed + config.utility_seeds),
         on_progress=lambda arm, _: say(f"train on {arm}", 1, total),
     )
-    return {
-        name: {"mean": arm.mean, "spread": arm.spread, "classes": dict(zip(sides.classes, arm.of_classes, strict=True))}
-        for name, arm in arms.items()
+    chance = 1 / len(sides.classes)
+    worth = (arms["synthetic"].balanced - chance) / max(arms["real"].balanced - chance, 1e-9)
+    of_arms = {
+        name: {"mean": arm.mean, "spread": arm.spread, "classes": list(arm.of_classes)} for name, arm in arms.items()
     }
+    return {"worth": worth, "arms": of_arms}
 
 
 def _plain(estimates: Mapping[str, Any]) -> dict[str, Any]:

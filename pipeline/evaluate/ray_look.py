@@ -71,7 +71,7 @@ def look(
 
     Raises what the first bad sample raises: EvaluateError, DatasetError, or StorageError.
     """
-    parts = windows(numbers)
+    parts = windows(numbers, *shape)
     items = ray.data.from_items([{"numbers": part} for part in parts], override_num_blocks=len(parts))
     count = min(num_workers, len(parts))
     results = items.map_batches(

@@ -14,7 +14,8 @@ from pipeline.dataset.index import IndexReader
 from pipeline.errors import InputError
 from pipeline.images import Pixels
 
-_WINDOW, _THREADS = 1000, 8
+_WINDOW, _WINDOW_BYTES, _THREADS = 1000, 2**23, 8
+_MERGED_GAP_BYTES = 2**20
 
 
 class EvaluateError(InputError):
@@ -63,7 +64,7 @@ def read_all(
         return dataclasses.replace(found, pixels=then(found.pixels))
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(some, windows(numbers)))
+        parts = list(pool.map(some, windows(numbers, resolution, channels)))
     return Samples(
         pixels=np.concatenate([part.pixels for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
@@ -71,39 +72,51 @@ def read_all(
     )
 
 
-def windows(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Sorted numbers in parts that lie near each other in the index."""
-    return np.split(numbers, np.flatnonzero(np.diff(numbers // _WINDOW)) + 1)
+def windows(numbers: NDArray[np.int64], resolution: int, channels: int) -> list[NDArray[np.int64]]:
+    """Sorted numbers in parts whose pixels fit easily into memory several times."""
+    size = min(_WINDOW, max(1, _WINDOW_BYTES // (resolution * resolution * channels)))
+    return np.split(numbers, range(size, len(numbers), size))
 
 
 def read_samples(reader: IndexReader, numbers: NDArray[np.int64], resolution: int, channels: int) -> Samples:
-    """Those samples, by one ranged read a shard. Raises EvaluateError, with shard and key, for an image that cannot be
-    decoded or has another size.
+    """Samples with these sorted numbers; what lies near each other is read at once. Raises EvaluateError, with shard
+    and key, for an image that cannot be decoded or has another size.
     """
-    first, last = int(numbers[0]), int(numbers[-1])
-    rows = reader.rows(first, last + 1).take(pa.array(numbers - first))
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > _WINDOW) + 1)
+    tables = [reader.rows(int(run[0]), int(run[-1]) + 1).take(pa.array(run - run[0])) for run in runs]
+    rows = pa.concat_tables(tables)
     files: list[bytes] = []
     for shard in pc.unique(rows["shard"]).to_pylist():
         own = rows.filter(pc.equal(rows["shard"], shard))
-        starts, sizes = own["offset"].to_numpy(), own["size"].to_numpy()
-        begin, end = int(starts.min()), int((starts + sizes).max())
-        data = storage.read_range(reader.shard_url(shard), begin, end - begin)
-        files += [data[start - begin : start - begin + size] for start, size in zip(starts, sizes, strict=True)]
+        files += _files(reader.shard_url(shard), own["offset"].to_numpy(), own["size"].to_numpy())
     pixels = np.empty((len(rows), resolution, resolution, channels), np.uint8)
     names = list(zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True))
     for place in images.decode_plain(files, pixels):
-        pixels[place] = _decoded(files[place], pixels.shape[1:], *names[place])
+        shard, key = names[place]
+        pixels[place] = _decoded(files[place], pixels.shape[1:], f"{reader.shard_url(shard)}, key {key}")
     labels = rows["label"].fill_null(0).to_numpy().astype(np.int64)
     return Samples(pixels=pixels, labels=labels, keys=tuple(key for _, key in names))
 
 
-def _decoded(file: bytes, shape: tuple[int, ...], shard: str, key: str) -> Pixels:
+def _files(url: str, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[bytes]:
+    """Pieces of a shard, in the order given."""
+    ends = starts + sizes
+    cuts = np.flatnonzero(starts[1:] - ends[:-1] > _MERGED_GAP_BYTES) + 1
+    files = []
+    for places in np.split(np.arange(len(starts)), cuts):
+        begin, end = int(starts[places].min()), int(ends[places].max())
+        data = storage.read_range(url, begin, end - begin)
+        files += [data[starts[place] - begin : ends[place] - begin] for place in places]
+    return files
+
+
+def _decoded(file: bytes, shape: tuple[int, ...], where: str) -> Pixels:
     try:
         found = images.decode(file, channels=shape[2]).pixels
     except images.ImageError as error:
-        raise EvaluateError(f"{shard}, key {key}: {error}; verify the dataset") from error
+        raise EvaluateError(f"{where}: {error}; verify the dataset") from error
     if found.shape != shape:
         raise EvaluateError(
-            f"{shard}, key {key}: {found.shape[1]} x {found.shape[0]} pixels, not {shape[0]} x {shape[0]}"
+            f"{where}: {found.shape[1]} x {found.shape[0]} pixels, not {shape[0]} x {shape[0]}; prepare it anew"
         )
     return found

@@ -26,8 +26,13 @@ class Accuracy:
 
     of_seeds: tuple[float, ...]
     """Share that was right, a number a seed."""
-    of_classes: tuple[float, ...]
-    """The same of each class, the mean over seeds."""
+    of_classes: tuple[float | None, ...]
+    """The same of each class, the mean over seeds; None of one that no test image shows."""
+
+    @property
+    def balanced(self) -> float:
+        """The mean over classes: a class counts as much as every other."""
+        return float(np.mean([one for one in self.of_classes if one is not None]))
 
     @property
     def mean(self) -> float:
@@ -68,8 +73,8 @@ def utility(
 
             network = train_classifier(images.pixels, images.labels, num_classes, recipe, told)
             right.append(predicted(network, test.pixels) == test.labels)
-        of_classes = [np.mean([hit[test.labels == label].mean() for hit in right]) for label in range(num_classes)]
-        result[name] = Accuracy(
-            of_seeds=tuple(float(hit.mean()) for hit in right), of_classes=tuple(map(float, of_classes))
-        )
+        hits = np.mean(right, axis=0)
+        shown = [test.labels == label for label in range(num_classes)]
+        of_classes = tuple(float(hits[rows].mean()) if rows.any() else None for rows in shown)
+        result[name] = Accuracy(of_seeds=tuple(float(hit.mean()) for hit in right), of_classes=of_classes)
     return result

@@ -7,13 +7,19 @@ from pipeline.evaluate.gates import Gate, GateConfig, judge
 
 
 def test_limits() -> None:
-    config = GateConfig(max_fid=10.0, min_recall=0.3, min_precision=0.5, min_utility=0.0, min_copies_p_value=0.001)
+    config = GateConfig(max_fid=10.0, min_recall=0.3, min_utility=0.0, min_copies_p_value=0.001)
     judged = judge(config, {"fid": 10.0, "recall": 0.29, "kid": 1.0, "utility": 0.1, "copies_p_value": 0.0009})
     assert judged == (
         Gate(name="fid", value=10.0, limit=10.0, passed=True),
         Gate(name="recall", value=0.29, limit=0.3, passed=False),
         Gate(name="copies_p_value", value=0.0009, limit=0.001, passed=False),
     )
+
+
+def test_a_limit_that_was_set_and_cannot_be_judged() -> None:
+    assert judge(GateConfig(), {}) == ()
+    with pytest.raises(ConfigError, match=r"gates\.min_utility is set, and there is no utility here to judge"):
+        judge(GateConfig(min_utility=0.9), {})
 
 
 def test_a_limit_below_nothing_is_refused() -> None:

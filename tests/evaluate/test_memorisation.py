@@ -76,6 +76,17 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
         assert share > level / 10  # it can alarm at all
 
 
+def test_a_test_split_that_holds_training_images_blinds_it_only_to_as_few() -> None:
+    """Two of 2,000 held-out images are training images; so are a hundred generated ones, or two."""
+    chance = np.random.default_rng(0)
+    held_out, gen = chance.uniform(1, 2, (2, 2000)).astype(np.float32)
+    held_out[:2] = 0
+    gen[:100] = 0
+    assert copy_test(gen, held_out).p_value < 1e-6
+    gen[2:100] = 1.5
+    assert copy_test(gen, held_out).p_value > 0.05
+
+
 @pytest.mark.parametrize("r", [1, 2, 4])
 def test_the_probability_is_that_of_drawing_without_putting_back(r: int) -> None:
     """By every order of five of each kind."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.dataset.index import IndexReader
-from pipeline.evaluate.samples import EvaluateError, chosen, read_samples
+from pipeline.evaluate import samples
+from pipeline.evaluate.samples import EvaluateError, chosen, read_all, read_samples
 from tests.small import make_dataset, shape_image
 
 
@@ -50,6 +51,23 @@ def test_pixels_labels_and_keys(reader: IndexReader) -> None:
         assert np.array_equal(found.pixels[place], shape_image(number, number % 2, 16))
     assert found.labels.tolist() == (numbers % 2).tolist()
     assert found.keys == tuple(f"{number:09d}" for number in numbers)
+
+
+def test_far_apart_samples_are_read_piece_by_piece(reader: IndexReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.array([3, 4, 28, 31, 65, 99])
+    whole = read_samples(reader, numbers, 16, 1)
+    monkeypatch.setattr(samples, "_WINDOW", 2)
+    monkeypatch.setattr(samples, "_MERGED_GAP_BYTES", 100)
+    assert np.array_equal(read_samples(reader, numbers, 16, 1).pixels, whole.pixels)
+    many = read_all(reader, numbers, 16, 1, lambda pixels: pixels[:, ::2])
+    assert np.array_equal(many.pixels, whole.pixels[:, ::2])
+    assert many.keys == whole.keys
+    assert many.labels.tolist() == whole.labels.tolist()
+
+
+def test_windows_fit_into_memory() -> None:
+    assert [len(part) for part in samples.windows(np.arange(2500), 32, 1)] == [1000, 1000, 500]
+    assert {len(part) for part in samples.windows(np.arange(84), 256, 3)} == {42}
 
 
 def test_a_size_that_is_not_the_datasets(reader: IndexReader) -> None:

@@ -35,7 +35,14 @@ def test_what_images_are_worth() -> None:
     assert bad["real"].of_seeds == good["real"].of_seeds[:1]
     partial = utility(real, without_class(some(1500, 2), 2), test, 4, steps=steps, seeds=[0])["synthetic"]
     assert partial.of_classes[2] == 0
-    assert min(partial.of_classes[:2]) > 0.8
+    assert min(one for one in partial.of_classes[:2] if one is not None) > 0.8
+
+
+def test_a_class_that_no_test_image_shows_has_no_accuracy() -> None:
+    images = some(100, 0)
+    found = utility(images, images, without_class(images, 1), 4, steps=1, seeds=[0])["real"]
+    assert [one is None for one in found.of_classes] == [False, True, False, False]
+    assert found.balanced == pytest.approx(np.mean([one for one in found.of_classes if one is not None]))
 
 
 def test_mean_and_spread_are_over_seeds() -> None:
