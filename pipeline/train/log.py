@@ -93,17 +93,19 @@ def put_positions(run_url: str, started_nimg: int, cur_nimg: int, world: tuple[i
 
 
 def read_positions(run_url: str) -> pa.Table:
-    """What the run took, tick after tick: of a tick that was run again, what the latest start took."""
-    ticks: dict[str, dict[tuple[str, str], list[str]]] = {}
+    """What the run took, by position: where it was taken again, what the latest start took, which may lie within a tick
+    of the one before it. A tick that not all ranks have told of does not count.
+    """
+    ticks: dict[tuple[str, str, str], list[str]] = {}
     for entry in storage.list_entries(storage.join(run_url, "positions")):
         cur_nimg, started_nimg, size, _ = entry.name.split("-")
-        ticks.setdefault(cur_nimg, {}).setdefault((started_nimg, size), []).append(entry.name)
-    names = []
-    for starts in ticks.values():
-        whole = [start for start, files in starts.items() if len(files) == int(start[1])]
-        names += starts[max(whole)] if whole else []
+        ticks.setdefault((started_nimg, cur_nimg, size), []).append(entry.name)
+    names = [name for (_, _, size), files in sorted(ticks.items()) if len(files) == int(size) for name in files]
     files = [storage.read(storage.join(run_url, "positions", name)) for name in names]
-    return pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in files])
+    taken = pa.concat_tables([pq.read_table(pa.BufferReader(data)) for data in files])
+    # In the order of starts: the first of a position from behind is the latest.
+    _, first = np.unique(taken["position"].to_numpy()[::-1], return_index=True)
+    return taken.take(pa.array(len(taken) - 1 - first))
 
 
 def _tensorboard(stats: Mapping[str, float]) -> bytes:
