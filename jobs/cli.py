@@ -11,6 +11,7 @@ import functools
 import importlib
 import logging
 import re
+import shlex
 import sys
 import traceback
 import typing
@@ -39,7 +40,7 @@ VERBS = {
     "evaluate": "says what a set of synthetic images is worth",
     "verify": "reads a dataset again and compares it with its index",
     "gc": "lists, then removes, what a dataset does not name",
-    "run": "prepare, train and generate in one go",
+    "run": "prepare, train, generate and evaluate in one go",
 }
 """Every verb and what it does; `jobs.<verb>` is imported only when it is asked for."""
 
@@ -272,6 +273,15 @@ def _as_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return str(value) or "empty"
+
+
+def typed(verb: Verb, job: Any) -> str:
+    """What one types to get this configuration, for a shell: the flags of all that is not the default."""
+    words = ["ganymede", verb.name]
+    for flag, leaf in zip(_flags(verb), config.leaves(verb.config, base=job), strict=True):
+        if leaf.default != flag.leaf.default:
+            words += [f"--{_dashed(flag.shown)}", _as_text(leaf.default)]
+    return shlex.join(words)
 
 
 def _resolve(verb: Verb, flags: Sequence[_Flag], options: Mapping[str, Any]) -> Any:

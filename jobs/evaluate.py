@@ -4,27 +4,36 @@ import dataclasses
 import importlib.metadata
 import json
 import sys
+import threading
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import ray
+import torch
 
 from jobs import cli
 from jobs.ray_session import start_ray
 from jobs.terminal import Progress, Terminal
-from pipeline import storage
+from pipeline import config, snapshot, storage
 from pipeline.config import ConfigError, to_dict
 from pipeline.dataset import record
 from pipeline.dataset.index import open_split
 from pipeline.dataset.record import DatasetRecord
 from pipeline.errors import InputError
-from pipeline.evaluate import gates, metrics
+from pipeline.evaluate import features, gates, metrics
+from pipeline.evaluate.features import FeaturesConfig
 from pipeline.evaluate.gates import GateConfig
-from pipeline.evaluate.ray_evaluate import EvaluateConfig, Sides, evaluate
+from pipeline.evaluate.ray_evaluate import EvaluateConfig, Evaluation, Sides, Tools, evaluate
+from pipeline.evaluate.report import page, pictures
+from pipeline.evaluate.samples import Shape
+from pipeline.snapshot import Snapshot
 
-FORMAT = 1
-REPORT = "report.json"
+FORMAT = 2
+REPORT, PAGE = "report.json", "report.html"
 _SPLIT = "train"  # where generated images lie
+_CACHE = Path("~/.cache/ganymede/evaluate")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +45,24 @@ class EvaluateJob:
     synthetic: str
     """URL of the dataset that was generated."""
     out: str
-    """URL to write report.json to. The same command again shows its verdict."""
+    """URL to write report.html and report.json to. The same command again shows its verdict."""
+    snapshot: str = ""
+    """URL of the snapshot, or run, that made the synthetic images, for pictures of what lies between them and for D's
+    scores; empty: where `generate` had it from, if it is still there."""
     training_split: str = "train"
     """Split of the real images that was trained on."""
     reference_split: str = "test"
     """Split of the real images to compare with, which nothing was trained on."""
+    resize: Literal["no", "crop", "pad"] = "no"
+    """How images whose size is not that of the real ones are brought to it; no: they are refused."""
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     """How much is looked at."""
+    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
+    """What is compared."""
     gates: GateConfig = dataclasses.field(default_factory=GateConfig)
     """What must be found."""
+    cache: str = ""
+    """URL where classifiers of real images are kept for further evaluations; empty: below ~/.cache/ganymede."""
     num_workers: int = 0
     """Processes that look at images; 0: one for each CPU."""
 
@@ -58,64 +76,164 @@ class EvaluateJob:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Dataset:
+    url: str
+    record: DatasetRecord
+    digest: str
+
+
 def run(job: EvaluateJob, terminal: Terminal) -> int:
     """Evaluate, or show what was found before; the verdict is the exit code."""
-    out = storage.resolve(job.out)
-    (real_url, real, real_digest), (gen_url, gen, gen_digest) = (_open(url) for url in (job.real, job.synthetic))
-    _check_alike(real_url, real, gen_url, gen)
+    out, real, gen = storage.resolve(job.out), _open(job.real), _open(job.synthetic)
+    _check(job, real, gen)
     inputs = {
-        "real": real_digest,
-        "synthetic": gen_digest,
+        "real": real.digest,
+        "synthetic": gen.digest,
         "training_split": job.training_split,
         "reference_split": job.reference_split,
+        "resize": job.resize,
         "evaluate": to_dict(job.evaluate),
+        "features": {**to_dict(job.features), "digest": features.digest(job.features)},
         "gates": to_dict(job.gates),
     }
     report = _stored(out, inputs)
     if report is not None:
-        terminal.line(f"evaluate: already done: {storage.join(out, REPORT)}")
+        terminal.line(f"evaluate: already done: {storage.join(out, PAGE)}")
         return _verdict(report, out, terminal)
+    if job.features.network != "domain":
+        features.load(job.features)  # what does not fit is told before the work
     storage.probe(out)
-    sides = Sides(
-        training=open_split(real_url, real, job.training_split),
-        reference=open_split(real_url, real, job.reference_split),
-        gen=open_split(gen_url, gen, _SPLIT),
-        shape=(real.resolution, real.channels),
-        classes=real.classes,
-        gen_labelled=gen.classes == real.classes,
-    )
-    gates.judge(job.gates, dict.fromkeys(_judged(sides, job), 0.0))  # what cannot be judged is told before the work
+    sides = _sides(job, real, gen)
+    gates.judge(job.gates, dict.fromkeys(_judged(sides, job), 0.0))  # and so is what cannot be judged
+    found_snapshot = _snapshot(job, gen, terminal)
     start_ray(terminal)
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     with _Bars(terminal) as bars:
-        found = evaluate(sides, job.evaluate, min(job.num_workers or cpus, cpus), bars.say)
-    judged = gates.judge(job.gates, _numbers(found))
-    body = {
-        "format": FORMAT,
-        "inputs": inputs,
-        "lineage": _lineage(gen),
-        "found": found,
-        "gates": [dataclasses.asdict(gate) for gate in judged],
-        "passed": all(gate.passed for gate in judged),
-    }
-    storage.put_if_absent(storage.join(out, REPORT), record.encode_json(body))
+        evaluation = evaluate(sides, job.evaluate, _tools(job, bars))
+        bars.end()
+        galleries = pictures.galleries(_subject(sides, evaluation, found_snapshot))
+    body = _body(job, inputs, real, gen, evaluation.found)
+    _store(storage.join(out, PAGE), page.render(body, galleries).encode())
+    storage.put_if_absent(storage.join(out, REPORT), record.encode_json(body))  # last: it says that all is there
     report = _stored(out, inputs)
     assert report is not None
     return _verdict(report, out, terminal)
 
 
-def _open(url: str) -> tuple[str, DatasetRecord, str]:
+def _open(url: str) -> _Dataset:
     resolved = storage.resolve(url)
-    return resolved, *record.read(resolved)
+    found, digest = record.read(resolved)
+    return _Dataset(url=resolved, record=found, digest=digest)
 
 
-def _check_alike(real_url: str, real: DatasetRecord, gen_url: str, gen: DatasetRecord) -> None:
+def _check(job: EvaluateJob, real: _Dataset, gen: _Dataset) -> None:
+    """Raise InputError for sets that cannot be compared."""
     for what in ("resolution", "channels"):
-        ours, theirs = getattr(gen, what), getattr(real, what)
-        if ours != theirs:
-            raise InputError(f"{gen_url} has {what} {ours}, {real_url} has {theirs}; compare a set with what it is of")
-    if gen.classes and real.classes and gen.classes != real.classes:
-        raise InputError(f"{gen_url} has other classes than {real_url}; compare a set with what it is of")
+        theirs, ours = getattr(gen.record, what), getattr(real.record, what)
+        if ours != theirs and job.resize == "no":
+            raise InputError(
+                f"{gen.url} has {what} {theirs}, {real.url} has {ours}; compare a set with what it is of, or have its "
+                "images brought to the size of the real ones by --resize crop or pad"
+            )
+    if gen.record.classes and real.record.classes and gen.record.classes != real.record.classes:
+        raise InputError(f"{gen.url} has other classes than {real.url}; compare a set with what it is of")
+    for name in (job.training_split, job.reference_split):
+        if name not in real.record.splits:
+            raise InputError(
+                f"{real.url}: no split {name!r}, it has {', '.join(sorted(real.record.splits))}; prepare the real "
+                "images with folders train/ and test/, or name others with --training-split and --reference-split"
+            )
+
+
+def _sides(job: EvaluateJob, real: _Dataset, gen: _Dataset) -> Sides:
+    shape = Shape(
+        resolution=real.record.resolution,
+        channels=real.record.channels,
+        fit=None if job.resize == "no" else job.resize,
+    )
+    return Sides(
+        training=open_split(real.url, real.record, job.training_split),
+        training_digest=f"{real.digest}/{job.training_split}",
+        reference=open_split(real.url, real.record, job.reference_split),
+        gen=open_split(gen.url, gen.record, _SPLIT),
+        shape=shape,
+        classes=real.record.classes,
+        gen_labelled=gen.record.classes == real.record.classes,
+    )
+
+
+def _snapshot(job: EvaluateJob, gen: _Dataset, terminal: Terminal) -> Snapshot | None:
+    """The one that made the images: as named, or where their maker had it from. Raises InputError for another one."""
+    wanted = gen.record.lineage.get("snapshot_digest")
+    if job.snapshot:
+        found = snapshot.load(snapshot.find(storage.resolve(job.snapshot)))
+        if found.digest != wanted:
+            raise InputError(f"{job.snapshot}: the images were made by snapshot {wanted}, not by {found.digest}")
+        return found
+    try:
+        made_by = config.mapping_from_yaml(storage.read(storage.join(gen.url, "events", "generate.yaml")).decode())
+        found = snapshot.load(snapshot.find(storage.resolve(str(made_by["snapshot"]))))
+        if found.digest == wanted:
+            return found
+        why = "another one lies there now"
+    except (InputError, KeyError, UnicodeDecodeError) as error:
+        why = str(error)
+    terminal.warn(f"no snapshot, so no pictures between latents; name it with --snapshot ({why})")
+    return None
+
+
+def _tools(job: EvaluateJob, bars: "_Bars") -> Tools:
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return Tools(
+        features=job.features,
+        cache_url=storage.resolve(job.cache or str(_CACHE.expanduser())),
+        num_workers=min(job.num_workers or cpus, cpus),
+        say=bars.say,
+    )
+
+
+def _subject(sides: Sides, evaluation: Evaluation, found: Snapshot | None) -> pictures.Subject:
+    reference, gen = (
+        pictures.Shown(reader=reader, numbers=seen.numbers, labels=seen.labels)
+        for reader, seen in ((sides.reference, evaluation.reference), (sides.gen, evaluation.gen))
+    )
+    numbers = evaluation.training_numbers
+    return pictures.Subject(
+        reference=reference,
+        gen=gen,
+        training=pictures.Shown(reader=sides.training, numbers=numbers, labels=np.zeros_like(numbers)),
+        copies=evaluation.copies,
+        classes=sides.classes if sides.comparable else (),
+        shape=sides.shape,
+        snapshot=found,
+    )
+
+
+def _body(
+    job: EvaluateJob, inputs: Mapping[str, Any], real: _Dataset, gen: _Dataset, found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What report.json says."""
+    judged = gates.judge(job.gates, _numbers(found))
+    lineage = {
+        "synthetic": dict(gen.record.lineage),
+        "code_version": importlib.metadata.version("ganymede"),
+        "torch": torch.__version__,
+    }
+    return {
+        "format": FORMAT,
+        "inputs": inputs,
+        "urls": {"real": real.url, "synthetic": gen.url},
+        "command": cli.typed(VERB, job),
+        "lineage": lineage,
+        "found": found,
+        "gates": [dataclasses.asdict(gate) for gate in judged],
+        "passed": all(gate.passed for gate in judged),
+    }
+
+
+def _store(url: str, data: bytes) -> None:
+    if storage.put_if_absent(url, data) is storage.Put.OTHER:
+        raise InputError(f"{url}: another one lies there, of an evaluation that was not finished; choose another --out")
 
 
 def _stored(out: str, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -131,10 +249,6 @@ def _stored(out: str, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if not same:
         raise InputError(f"{url}: the report of another evaluation; choose another output URL")
     return dict(body)
-
-
-def _lineage(gen: DatasetRecord) -> dict[str, Any]:
-    return {"synthetic": dict(gen.lineage), "code_version": importlib.metadata.version("ganymede")}
 
 
 def _judged(sides: Sides, job: EvaluateJob) -> list[str]:
@@ -155,45 +269,56 @@ def _verdict(report: Mapping[str, Any], out: str, terminal: Terminal) -> int:
     names = list(found["metrics"])
     rows = {"synthetic": found["metrics"], **found["anchors"]}
     width = max(map(len, rows))
-    terminal.line(f"{'':{width}}  " + "  ".join(f"{name:>16}" for name in names))
+    terminal.line(f"evaluate: {'':{width}}  " + "  ".join(f"{name:>16}" for name in names))
     for row, numbers in rows.items():
         shown = (f"{numbers[name]['value']:.4g} ± {numbers[name]['error']:.2g}" for name in names)
-        terminal.line(f"{row:{width}}  " + "  ".join(f"{text:>16}" for text in shown))
+        terminal.line(f"evaluate: {row:{width}}  " + "  ".join(f"{text:>16}" for text in shown))
     if "utility" in found:
         arms = ", ".join(f"{arm} {one['mean']:.3f}" for arm, one in found["utility"]["arms"].items())
-        terminal.line(f"accuracy on real images when trained on: {arms}")
+        terminal.line(f"evaluate: accuracy on real images when trained on: {arms}")
+    for notice in found["notices"]:
+        terminal.line(f"evaluate: note: {notice}")
     for gate in report["gates"]:
         verdict = "passed" if gate["passed"] else "FAILED"
-        terminal.line(f"{verdict}: {gate['name']} {gate['value']:.4g}, limit {gate['limit']:.4g}")
+        terminal.line(f"evaluate: {verdict}: {gate['name']} {gate['value']:.4g}, limit {gate['limit']:.4g}")
     if not report["passed"]:
         failed = ", ".join(gate["name"] for gate in report["gates"] if not gate["passed"])
-        terminal.fail(f"{out}: failed {failed}; see {storage.join(out, REPORT)}")
+        terminal.fail(f"{out}: failed {failed}; see {storage.join(out, PAGE)}")
         return cli.EXIT_REFUSED
-    terminal.line(f"evaluate: passed {len(report['gates'])} gates, {found['num_samples']:,} images a side: {out}")
+    count = found["num_samples"]
+    terminal.line(f"evaluate: passed {len(report['gates'])} gates, {count:,} images a side: {storage.join(out, PAGE)}")
     return cli.EXIT_DONE
 
 
 class _Bars:
-    """A bar for each thing that is done, one after the other."""
+    """A bar for each thing that is done, one after the other. Several threads may say so."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal, self._what = terminal, ""
         self._bar: Progress | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "_Bars":
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """What was said last is over."""
         if self._bar is not None:
-            self._bar.__exit__(*error)
+            self._bar.__exit__(None, None, None)
+        self._what, self._bar = "", None
 
     def say(self, what: str, done: int, total: int) -> None:
         """So many more of `total` are done of that; a new name is a new bar."""
-        if what != self._what:
-            self.__exit__(None, None, None)
-            self._what, self._bar = what, self._terminal.progress(total, "img" if "look" in what else "steps", what)
-        assert self._bar is not None
-        self._bar.update(done)
+        with self._lock:
+            if what != self._what:
+                self.end()
+                unit = "steps" if what.startswith("train") else "img"
+                self._what, self._bar = what, self._terminal.progress(total, unit, f"evaluate: {what}")
+            assert self._bar is not None
+            self._bar.update(done)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -36,5 +36,7 @@ RUN: Presets = {
         "train.checkpoint_kimg": 40.0,
         "generate.num_images": 10_000,
         "generate.shard_size": 1000,
+        "evaluate.classifier_steps": 500,
+        "evaluate.utility_steps": 250,
     }
 }

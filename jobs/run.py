@@ -1,4 +1,4 @@
-"""`ganymede run`: images → shards → a trained GAN → shards of synthetic images, in one go."""
+"""`ganymede run`: images → shards → a trained GAN → shards of synthetic images → what they are worth, in one go."""
 
 import dataclasses
 import sys
@@ -6,10 +6,12 @@ import time
 
 import numpy as np
 
-from jobs import cli, generate, prepare, recipes, train
+from jobs import cli, evaluate, generate, prepare, recipes, train
 from jobs.terminal import Terminal
 from pipeline import images, storage
 from pipeline.dataset import record, sheet
+from pipeline.evaluate.gates import GateConfig
+from pipeline.evaluate.ray_evaluate import EvaluateConfig
 from pipeline.gan.networks.build import NetworkConfig
 from pipeline.gan.step import StepConfig
 from pipeline.generate.plan import GenerateConfig
@@ -27,7 +29,7 @@ class RunJob:
     source: str
     """Images: a folder, a zip, IDX files, WebDataset shards, or fashion-mnist."""
     out: str
-    """URL below which images/, training/ and synthetic/ are written; the same command again finishes them."""
+    """URL below which images/, training/, synthetic/ and report/ are written; the same command again finishes them."""
     prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
     """Images to shards."""
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
@@ -40,13 +42,19 @@ class RunJob:
     """Training processes and their resources."""
     generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
     """What to make."""
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    """How much of what was made is looked at."""
+    gates: GateConfig = dataclasses.field(default_factory=GateConfig)
+    """What must be found."""
 
 
 def run(job: RunJob, terminal: Terminal) -> int:
-    """Prepare, train, generate; each step that is done already says so and costs nothing."""
+    """Prepare, train, generate, evaluate; each step that is done already says so and costs nothing."""
     started = time.monotonic()
     out = storage.resolve(job.out)
-    real, training, synthetic = (storage.join(out, name) for name in ("images", "training", "synthetic"))
+    real, training, synthetic, report = (
+        storage.join(out, name) for name in ("images", "training", "synthetic", "report")
+    )
     prepare_job = prepare.PrepareJob(source=job.source, out=real, prepare=job.prepare)
     train_job = train.TrainJob(
         dataset=real, out=training, network=job.network, step=job.step, train=job.train, workers=job.workers
@@ -54,10 +62,19 @@ def run(job: RunJob, terminal: Terminal) -> int:
     generate_job = generate.GenerateJob(
         snapshot=training, out=synthetic, generate=job.generate, use_gpu=job.workers.use_gpu
     )
+    evaluate_job = evaluate.EvaluateJob(
+        real=real, synthetic=synthetic, snapshot=training, out=report, evaluate=job.evaluate, gates=job.gates
+    )
     code = prepare.run(prepare_job, terminal) or train.run(train_job, terminal) or generate.run(generate_job, terminal)
-    if code == cli.EXIT_DONE:
-        picture = _picture(out, real, synthetic)
-        terminal.line(f"run: done in {time.monotonic() - started:.0f} s; real | synthetic, a row a class: {picture}")
+    if code != cli.EXIT_DONE:
+        return code
+    picture = _picture(out, real, synthetic)
+    if evaluate_job.reference_split in record.read(real)[0].splits:
+        code = evaluate.run(evaluate_job, terminal)
+    else:
+        terminal.warn("no evaluation: the source has no folder test/ of images that are not trained on")
+    done = "done" if code == cli.EXIT_DONE else "refused by a gate"
+    terminal.line(f"run: {done} in {time.monotonic() - started:.0f} s; real | synthetic, a row a class: {picture}")
     return code
 
 
@@ -73,7 +90,9 @@ def _picture(out: str, real: str, synthetic: str) -> str:
     return url
 
 
-VERB = cli.Verb(name="run", help="prepare, train and generate in one go", config=RunJob, presets=recipes.RUN, run=run)
+VERB = cli.Verb(
+    name="run", help="prepare, train, generate and evaluate in one go", config=RunJob, presets=recipes.RUN, run=run
+)
 
 if __name__ == "__main__":
     sys.exit(cli.run_verb(VERB, sys.argv[1:]))

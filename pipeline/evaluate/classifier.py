@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -15,6 +16,8 @@ from torch.nn import functional
 from pipeline import philox
 from pipeline.images import Pixels
 
+VERSION = 1
+"""Of network and training: another one gives other features."""
 FEATURES = 128
 _WIDTHS = (16, 32, 64, FEATURES)
 _BATCH = 128
@@ -125,6 +128,19 @@ def train_classifier(
     return network.eval().requires_grad_(False)
 
 
+def encode(network: Classifier) -> bytes:
+    """Its weights as safetensors."""
+    return bytes(safetensors.torch.save({name: value.contiguous() for name, value in network.state_dict().items()}))
+
+
+def decode(data: bytes, channels: int, num_classes: int) -> Classifier:
+    """A trained classifier from its bytes. Raises SafetensorError or RuntimeError for what is none."""
+    network = Classifier(channels, num_classes)
+    network.load_state_dict(safetensors.torch.load(data))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)
+
+
 def _rate(step: int, steps: int) -> float:
     """Share of the learning rate: up in a straight line, then down to nothing along a cosine."""
     warm_up = max(1.0, _WARM_UP_SHARE * steps)
@@ -152,5 +168,5 @@ def _halves(seed: int, step: int, count: int) -> NDArray[np.bool_]:
 def predicted(network: Classifier, pixels: Pixels) -> NDArray[np.int64]:
     """The class of each image, [N]."""
     starts = range(0, len(pixels), _AT_ONCE)
-    parts = [network(torch.from_numpy(pixels[start : start + _AT_ONCE])).argmax(dim=1) for start in starts]
+    parts = [network(torch.tensor(pixels[start : start + _AT_ONCE])).argmax(dim=1) for start in starts]
     return torch.cat(parts).numpy()

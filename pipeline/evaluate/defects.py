@@ -31,8 +31,11 @@ CHANGES = {"blurred": blurred, "noisy": noisy}
 
 
 def without_class(labels: NDArray[np.int64], missing: int) -> NDArray[np.int64]:
-    """Rows in which no sample of one class is left: those of the others are taken again in its place."""
+    """Rows in which no sample of one class is left: those of the others, of which there are some, are taken again in
+    its place.
+    """
     kept = np.flatnonzero(labels != missing)
+    assert len(kept)
     return np.resize(kept, len(labels))
 
 

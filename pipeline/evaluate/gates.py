@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from pipeline.config import ConfigError
 
@@ -42,6 +43,7 @@ class Gate:
     name: str
     value: float
     limit: float
+    at: Literal["most", "least"]
     passed: bool
 
 
@@ -57,5 +59,6 @@ def judge(config: GateConfig, found: Mapping[str, float]) -> tuple[Gate, ...]:
             raise ConfigError(f"gates.{field.name} is set, and there is no {name} here to judge; leave it out")
         if limit and name in found:
             passed = found[name] <= limit if side == "max" else found[name] >= limit
-            gates.append(Gate(name=name, value=found[name], limit=limit, passed=passed))
+            at: Literal["most", "least"] = "most" if side == "max" else "least"
+            gates.append(Gate(name=name, value=found[name], limit=limit, at=at, passed=passed))
     return tuple(gates)

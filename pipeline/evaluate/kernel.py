@@ -39,7 +39,8 @@ def _sums(one: Sequence[Features], other: Sequence[Features], *, itself: bool = 
             if itself and column < row:
                 sums[row, column] = sums[column, row]
                 continue
-            values = (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3
+            inner = x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1
+            values = inner * inner * inner  # numpy's power of three takes ten times as long
             sums[row, column] = values.sum() - (np.trace(values) if itself and row == column else 0.0)
     return sums
 

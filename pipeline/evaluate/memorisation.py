@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from pipeline import philox
-from pipeline.evaluate.neighbours import nearest
+from pipeline.evaluate.neighbours import blocks, nearest
 from pipeline.images import Pixels
 
 TAIL = 1e-3
 """Share of held-out images that count as near to training."""
 Small = NDArray[np.float32]
+
+CANDIDATES = 32
+"""Training images that shifted images are compared with."""
 
 _SIDE = 16
 _SHIFTS = (*itertools.product((-1, 0, 1), repeat=2), (0, 2), (0, -2), (2, 0), (-2, 0))
@@ -58,23 +61,34 @@ def shrunk(pixels: Pixels) -> Small:
 def to_training(small: Small, training: Small) -> Neighbours:
     """The nearest of the training images, [M, S, S, C], to each of [N, S, S, C] as it is, mirrored, or shifted by
     up to one of S: what augmentation, or a copy that is to go unnoticed, would do.
+
+    Shifts are tried against the CANDIDATES that look most alike at half the size, which a shift changes little.
     """
-    images, known = torch.from_numpy(small), torch.from_numpy(training).flatten(1)
-    best = torch.full((len(images),), torch.inf)
-    place = torch.zeros(len(images), dtype=torch.int64)
+    known, images = torch.from_numpy(training), torch.from_numpy(small)
+    best, place = torch.full((len(small),), torch.inf), torch.zeros(len(small), dtype=torch.int64)
+    halves = _halved(known).flatten(1)
     for mirrored in (images, images.flip(2)):
-        for shift in _SHIFTS:
-            distance, found = nearest(_shifted(mirrored, shift).flatten(1), known)
-            nearer = distance < best
-            best[nearer], place[nearer] = distance[nearer], found[nearer]
-    return Neighbours(distance=_root_mean(best, known), place=place.numpy())
+        for rows, squared in blocks(_halved(mirrored).flatten(1), halves):
+            alike = squared.topk(min(CANDIDATES, len(known)), dim=1, largest=False, sorted=False).indices
+            distance, which = _nearest_shifted(mirrored[rows], known[alike])
+            nearer = distance < best[rows]
+            best[rows] = torch.where(nearer, distance, best[rows])
+            place[rows] = torch.where(nearer, alike.gather(1, which[:, None])[:, 0], place[rows])
+    return Neighbours(distance=_root(best, known), place=place.numpy())
+
+
+def _nearest_shifted(images: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of images [n, S, S, C], over all shifts: the squared distance to the nearest of [n, K, S, S, C], and which."""
+    distances = [((candidates - _shifted(images, shift)[:, None]) ** 2).sum(dim=(2, 3, 4)) for shift in _SHIFTS]
+    found: tuple[torch.Tensor, torch.Tensor] = tuple(torch.stack(distances).amin(dim=0).min(dim=1))  # type: ignore[assignment]
+    return found
 
 
 def within(small: Small) -> Neighbours:
     """The nearest other image of the same set, [N, S, S, C], N ≥ 2."""
     vectors = torch.from_numpy(small).flatten(1)
     distance, place = nearest(vectors, vectors, itself=True)
-    return Neighbours(distance=_root_mean(distance, vectors), place=place.numpy())
+    return Neighbours(distance=_root(distance, small), place=place.numpy())
 
 
 def copy_test(gen: NDArray[np.float32], held_out: NDArray[np.float32]) -> CopyTest:
@@ -87,13 +101,26 @@ def copy_test(gen: NDArray[np.float32], held_out: NDArray[np.float32]) -> CopyTe
     """
     assert len(gen) == len(held_out)
     n = len(held_out)
-    r = max(1, math.ceil(n * TAIL))
+    r = _rank(n)
     chance = philox.uniforms(philox.stream_key(0, "evaluate/ties"), np.arange(2 * n), 1)[:, 0]
     distance = np.concatenate([held_out, gen])
     order = np.lexsort((chance, distance))
     last = np.flatnonzero(order < n)[r - 1]
     near = int(last) + 1 - r
     return CopyTest(limit=float(distance[order[last]]), near=near, near_held_out=r, p_value=_at_least(near, r, n))
+
+
+def findable_share(n: int, p_value: float) -> float:
+    """The smallest share of copies among n generated images that brings the test to this p-value, if the others lie as
+    held-out ones do; 1 where that cannot be reached.
+    """
+    r = _rank(n)
+    return next(((near - r) / n for near in range(r, n + 1) if _at_least(near, r, n) <= p_value), 1.0)
+
+
+def _rank(n: int) -> int:
+    """Which of n held-out distances, in ascending order, is the limit."""
+    return max(1, math.ceil(n * TAIL))
 
 
 def _at_least(near: int, r: int, n: int) -> float:
@@ -119,5 +146,11 @@ def _rolled(images: torch.Tensor, dim: int, moved: int) -> torch.Tensor:
     return images.index_select(dim, (torch.arange(size) - moved).clamp(0, size - 1))
 
 
-def _root_mean(squared: torch.Tensor, vectors: torch.Tensor) -> NDArray[np.float32]:
-    return (squared / vectors.shape[1]).sqrt().numpy()
+def _halved(images: torch.Tensor) -> torch.Tensor:
+    """[N, S, S, C] at half the size, by means."""
+    return functional.avg_pool2d(images.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
+def _root(squared: torch.Tensor, images: torch.Tensor | Small) -> NDArray[np.float32]:
+    """Squared distances as root mean squares over an image's pixels."""
+    return (squared / math.prod(images.shape[1:])).sqrt().numpy()

@@ -1,21 +1,26 @@
 """The whole evaluation of a set of images: features, metrics beside their anchors, copies, utility."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline import philox
 from pipeline.config import ConfigError
 from pipeline.dataset.index import IndexReader
-from pipeline.evaluate import defects, memorisation, metrics
+from pipeline.evaluate import cache, defects, duplicates, metrics, utility
 from pipeline.evaluate.classifier import Classifier, Recipe, reduced, rotated, train_classifier
+from pipeline.evaluate.duplicates import Copies
+from pipeline.evaluate.features import FeaturesConfig
 from pipeline.evaluate.metrics import Described
-from pipeline.evaluate.ray_look import Look, look
-from pipeline.evaluate.samples import EvaluateError, Samples, chosen, read_all
-from pipeline.evaluate.utility import Labelled, utility
+from pipeline.evaluate.ray_look import AS_THEY_ARE, Look, View, look
+from pipeline.evaluate.ray_utility import utility as utility_of
+from pipeline.evaluate.samples import EvaluateError, Samples, Shape, chosen, read_all
+from pipeline.evaluate.utility import Labelled
 
 Say = Callable[[str, int, int], None]
 """Hears what is done, how many more of it are, and of how many."""
@@ -53,12 +58,14 @@ class Sides:
 
     training: IndexReader
     """Real images that G was trained on."""
+    training_digest: str
+    """Of their dataset and split."""
     reference: IndexReader
     """Real images that neither G nor the classifiers have seen."""
     gen: IndexReader
     """Synthetic images."""
-    shape: tuple[int, int]
-    """Resolution, channels."""
+    shape: Shape
+    """What all are compared at."""
     classes: tuple[str, ...]
     """Names by label of the real images; fewer than two: nothing that labels could say."""
     gen_labelled: bool
@@ -75,122 +82,248 @@ class Sides:
         return self.labelled and self.gen_labelled
 
 
-def evaluate(sides: Sides, config: EvaluateConfig, num_workers: int, say: Say) -> Mapping[str, Any]:
-    """What is found, as JSON will have it. The same again for the same sets, configuration, torch and hardware. Raises
-    EvaluateError for sets too small to compare, and what reading raises.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """N samples of a side, in an order that says nothing."""
+
+    numbers: NDArray[np.int64]
+    """In their split, [N]."""
+    look: Look
+    """What was taken from them."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[N]; 0 without classes."""
+        return self.look.described.labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is found, and of which samples."""
+
+    found: Mapping[str, Any]
+    """As JSON will have it."""
+    reference: Seen
+    gen: Seen
+    copies: Copies
+    training_numbers: NDArray[np.int64]
+    """Of the training images that `copies` names by their place."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What an evaluation works with."""
+
+    features: FeaturesConfig
+    """What is compared."""
+    cache_url: str
+    """Where classifiers are kept."""
+    num_workers: int
+    """Processes that look at images."""
+    say: Say
+    """Hears of progress."""
+
+
+def evaluate(sides: Sides, config: EvaluateConfig, tools: Tools) -> Evaluation:
+    """The same again for the same sets, configuration, torch and hardware; needs a running Ray. Raises EvaluateError
+    for sets too small to compare, and what reading raises.
     """
     count = min(config.num_samples, *(one.num_samples for one in (sides.training, sides.reference, sides.gen)))
     if count < 2 * metrics.GROUPS:
         raise EvaluateError(f"the smallest set has {count} images, and {2 * metrics.GROUPS} are the fewest; make more")
-    real = _read(sides.training, sides, config)
-    network = _domain_classifier(real, sides, config, say)
-    views = _Views(sides, config, count, network, num_workers, say)
-    reference, gen = views.of("reference"), views.of("gen")
+    training = chosen(sides.training.num_samples, config.training_samples, config.seed)
+    real = _read(sides.training, training, sides, "read training images", tools.say)
+    apart = _kept_apart(len(training), count, config.seed)
+    network = _domain_classifier(real, apart, sides, config, tools)
+    views = {
+        "training": View(
+            reader=sides.training, numbers=training[apart.anchors], changes=(AS_THEY_ARE, *defects.CHANGES)
+        ),
+        "reference": View(reader=sides.reference, numbers=chosen(sides.reference.num_samples, count, config.seed)),
+        "synthetic": View(reader=sides.gen, numbers=chosen(sides.gen.num_samples, count, config.seed)),
+    }
+    seen = _looked_at(views, sides.shape, network, config.seed, tools)
+    reference, gen = (seen[side][AS_THEY_ARE] for side in ("reference", "synthetic"))
+    copies = duplicates.copies(
+        gen.look.pixels, reference.look.pixels, real.pixels, *_alike(reference.labels, gen.labels, sides)
+    )
+    described = reference.look.described, gen.look.described
     found: dict[str, Any] = {
         "num_samples": count,
-        "metrics": _plain(metrics.compare(reference.described, gen.described)),
-        "anchors": {name: _plain(metrics.compare(reference.described, one)) for name, one in _anchors(views)},
-        "memorisation": _memorisation(views, reference, gen),
+        "class_names": list(sides.classes) if sides.labelled else [],
+        "features": {"network": tools.features.network, "width": int(described[0].features.shape[1])},
+        "metrics": _plain(metrics.compare(*described)),
+        "anchors": {
+            name: _plain(metrics.compare(described[0], one)) for name, one in _anchors(seen["training"], sides).items()
+        },
+        "memorisation": copies.report(),
     }
     if sides.comparable:
-        of_classes = metrics.of_classes(reference.described, gen.described, len(sides.classes))
+        of_classes = metrics.of_classes(*described, len(sides.classes))
         found["classes"] = {sides.classes[label]: _plain(one) for label, one in of_classes.items()}
         if config.utility_steps:
-            found["utility"] = _utility(real, sides, config, count, say)
+            found["utility"] = _utility(real, reference, sides, config, tools)
+    found["notices"] = list(_notices(found, reference, gen, sides, apart))
+    return Evaluation(found=found, reference=reference, gen=gen, copies=copies, training_numbers=training)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Apart:
+    """Rows of the training images: those that anchors are made of, and those that the classifier learns from."""
+
+    anchors: NDArray[np.int64]
+    learnt: NDArray[np.int64]
+
+
+def _kept_apart(num_training: int, count: int, seed: int) -> _Apart:
+    """None in both, where there are enough: what a network learnt from lies otherwise than what it did not."""
+    order = philox.permutation(philox.stream_key(seed, "evaluate/apart"), num_training)
+    anchors = np.sort(order[:count])
+    learnt = np.sort(order[count:]) if num_training >= 2 * count else np.arange(num_training, dtype=np.int64)
+    return _Apart(anchors=anchors, learnt=learnt)
+
+
+def _read(reader: IndexReader, numbers: NDArray[np.int64], sides: Sides, what: str, say: Say) -> Samples:
+    """What classifiers learn from."""
+
+    def done(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        say(what, len(pixels), len(numbers))
+        return reduced(pixels)
+
+    return read_all(reader, numbers, sides.shape, done)
+
+
+def _domain_classifier(real: Samples, apart: _Apart, sides: Sides, config: EvaluateConfig, tools: Tools) -> Classifier:
+    num_classes = len(sides.classes) if sides.labelled else 4
+    recipe = Recipe(steps=config.classifier_steps, seed=config.seed)
+
+    def train() -> Classifier:
+        learnt = real.of(apart.learnt)
+        pixels, labels = (learnt.pixels, learnt.labels) if sides.labelled else rotated(learnt.pixels)
+        heard = lambda _: tools.say("train the classifier", 1, recipe.steps)  # noqa: E731
+        return train_classifier(pixels, labels, num_classes, recipe, heard)
+
+    identity = {
+        "training": sides.training_digest,
+        "shape": dataclasses.asdict(sides.shape),
+        "training_samples": config.training_samples,
+        "anchors": len(apart.anchors),
+        "recipe": dataclasses.asdict(recipe),
+        "threads": torch.get_num_threads(),
+    }
+    return cache.remembered(tools.cache_url, identity, sides.shape.channels, num_classes, train)
+
+
+def _looked_at(
+    views: Mapping[str, View], shape: Shape, network: Classifier, seed: int, tools: Tools
+) -> Mapping[str, Mapping[str, Seen]]:
+    """By view and change."""
+    total = sum(len(view.numbers) for view in views.values())
+    looks = look(
+        views,
+        shape,
+        network,
+        tools.features,
+        num_workers=tools.num_workers,
+        on_progress=lambda done: tools.say("look at images", done, total),
+    )
+    found: dict[str, dict[str, Seen]] = {}
+    for name, view in views.items():
+        order = philox.permutation(philox.stream_key(seed, "evaluate/shuffle"), len(view.numbers))
+        found[name] = {
+            change: Seen(
+                numbers=view.numbers[order],
+                look=Look(described=one.described.of(order), pixels=one.pixels[order]),
+            )
+            for change, one in looks[name].items()
+        }
     return found
 
 
-class _Views:
-    """Looks at sets with one network, each once; samples in an order that says nothing."""
-
-    def __init__(
-        self, sides: Sides, config: EvaluateConfig, count: int, network: Classifier, num_workers: int, say: Say
-    ) -> None:
-        self.sides, self._config, self.count = sides, config, count
-        self._network, self._num_workers, self._say = network, num_workers, say
-
-    def of(self, side: str, change: str = "") -> Look:
-        """`count` samples of a side, as they are or changed."""
-        reader: IndexReader = getattr(self.sides, side)
-        return self._look(reader, chosen(reader.num_samples, self.count, self._config.seed), side, change)
-
-    def known(self) -> memorisation.Small:
-        """The training images that copies are looked for in."""
-        reader = self.sides.training
-        numbers = chosen(reader.num_samples, self._config.training_samples, self._config.seed)
-        return self._look(reader, numbers, "training, all", "").small
-
-    def _look(self, reader: IndexReader, numbers: NDArray[np.int64], side: str, change: str) -> Look:
-        what = f"look at {side}{', ' if change else ''}{change}"
-        seen = look(
-            reader,
-            numbers,
-            self.sides.shape,
-            self._network,
-            num_workers=self._num_workers,
-            change=change,
-            on_progress=lambda done: self._say(what, done, len(numbers)),
-        )
-        order = philox.permutation(philox.stream_key(self._config.seed, "evaluate/shuffle"), len(numbers))
-        return Look(described=seen.described.of(order), small=seen.small[order])
-
-
-def _read(reader: IndexReader, sides: Sides, config: EvaluateConfig) -> Samples:
-    """What classifiers learn from."""
-    return read_all(reader, chosen(reader.num_samples, config.training_samples, config.seed), *sides.shape, reduced)
-
-
-def _domain_classifier(real: Samples, sides: Sides, config: EvaluateConfig, say: Say) -> Classifier:
-    pixels, labels = (real.pixels, real.labels) if sides.labelled else rotated(real.pixels)
-    num_classes, steps = len(sides.classes) if sides.labelled else 4, config.classifier_steps
-    recipe = Recipe(steps=steps, seed=config.seed)
-    return train_classifier(pixels, labels, num_classes, recipe, lambda _: say("train the classifier", 1, steps))
-
-
-def _anchors(views: _Views) -> list[tuple[str, Described]]:
+def _anchors(training: Mapping[str, Seen], sides: Sides) -> Mapping[str, Described]:
     """Real training images, as they are and made worse: what numbers are read by."""
-    real = views.of("training").described
-    anchors = [("real", real)]
-    anchors += [(change, views.of("training", change).described) for change in defects.CHANGES]
-    if views.sides.labelled:
-        largest = int(np.bincount(real.labels).argmax())
-        anchors.append(("one class missing", real.of(defects.without_class(real.labels, largest))))
-    return [*anchors, ("ten images repeated", real.of(defects.repeated(views.count)))]
+    real = training[AS_THEY_ARE].look.described
+    anchors = {"real": real} | {change: training[change].look.described for change in defects.CHANGES}
+    counts = np.bincount(real.labels)
+    if sides.labelled and (counts > 0).sum() > 1:
+        anchors["one class missing"] = real.of(defects.without_class(real.labels, int(counts.argmax())))
+    anchors["ten images repeated"] = real.of(defects.repeated(len(real.labels)))
+    return anchors
 
 
-def _memorisation(views: _Views, reference: Look, gen: Look) -> Mapping[str, Any]:
-    known = views.known()
-    of_gen, of_reference = (memorisation.to_training(side.small, known) for side in (gen, reference))
-    test = memorisation.copy_test(of_gen.distance, of_reference.distance)
-    inside, inside_reference = (memorisation.within(side.small) for side in (gen, reference))
-    return {
-        **dataclasses.asdict(test),
-        "training_samples": len(known),
-        "repeated": int((inside.distance < test.limit).sum()),
-        "repeated_in_reference": int((inside_reference.distance < test.limit).sum()),
-    }
+def _alike(
+    reference: NDArray[np.int64], gen: NDArray[np.int64], sides: Sides
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of both sides with equally many of each class, where both have classes: images of some classes lie nearer
+    to each other than those of others, and shares of classes must not look like copies.
+    """
+    all_rows = np.arange(len(reference), dtype=np.int64), np.arange(len(gen), dtype=np.int64)
+    if not sides.comparable:
+        return all_rows
+    rows = [[np.flatnonzero(labels == label) for label in range(len(sides.classes))] for labels in (reference, gen)]
+    counts = [min(map(len, pair)) for pair in zip(*rows, strict=True)]
+    if sum(counts) < 2 * metrics.GROUPS:
+        return all_rows
+    kept = [np.sort(np.concatenate([one[:n] for one, n in zip(side, counts, strict=True)])) for side in rows]
+    return kept[0], kept[1]
 
 
-def _utility(real: Samples, sides: Sides, config: EvaluateConfig, count: int, say: Say) -> Mapping[str, Any]:
-    gen = _read(sides.gen, sides, config)
-    test = read_all(sides.reference, chosen(sides.reference.num_samples, count, config.seed), *sides.shape, reduced)
-    total = config.utility_steps * config.utility_seeds
-    learnt, made, unseen = (Labelled(pixels=one.pixels, labels=one.labels) for one in (real, gen, test))
-    arms = utility(
-        learnt,
-        made,
-        unseen,
+def _utility(real: Samples, reference: Seen, sides: Sides, config: EvaluateConfig, tools: Tools) -> Mapping[str, Any]:
+    numbers = chosen(sides.gen.num_samples, config.training_samples, config.seed)
+    gen = _read(sides.gen, numbers, sides, "read synthetic images", tools.say)
+    total = config.utility_steps * config.utility_seeds * len(utility.ARMS)
+    arms = utility_of(
+        Labelled(pixels=real.pixels, labels=real.labels),
+        Labelled(pixels=gen.pixels, labels=gen.labels),
+        Labelled(pixels=reference.look.pixels, labels=reference.labels),
         len(sides.classes),
         steps=config.utility_steps,
         seeds=range(config.seed, config.seed + config.utility_seeds),
-        on_progress=lambda arm, _: say(f"train on {arm}", 1, total),
+        on_progress=lambda steps: tools.say("train on real and synthetic images", steps, total),
     )
-    chance = 1 / len(sides.classes)
-    worth = (arms["synthetic"].balanced - chance) / max(arms["real"].balanced - chance, 1e-9)
     of_arms = {
         name: {"mean": arm.mean, "spread": arm.spread, "classes": list(arm.of_classes)} for name, arm in arms.items()
     }
-    return {"worth": worth, "arms": of_arms}
+    return {"worth": utility.worth(arms, len(sides.classes)), "arms": of_arms}
+
+
+def _notices(found: Mapping[str, Any], reference: Seen, gen: Seen, sides: Sides, apart: _Apart) -> list[str]:
+    """What a reader must know to read the numbers right."""
+    count, width = found["num_samples"], found["features"]["width"]
+    notices = []
+    if count <= width:
+        notices.append(
+            f"FID is of {count:,} images a side and {width:,} features: covariances of so few are singular, and the "
+            "distance is too large; compare it with its anchors and intervals only, or evaluate more images."
+        )
+    if len(np.intersect1d(apart.anchors, apart.learnt)):
+        notices.append(
+            "The training images are too few to keep some apart: the real anchors are images that the classifier "
+            "learnt from."
+        )
+    if sides.shape.fit is not None:
+        notices.append(f"Images of another size were brought to {sides.shape.resolution}² pixels ({sides.shape.fit}).")
+    return notices + (_of_classes(reference.labels, gen.labels, sides) if sides.comparable else [])
+
+
+def _of_classes(reference: NDArray[np.int64], gen: NDArray[np.int64], sides: Sides) -> list[str]:
+    shares = [np.bincount(labels, minlength=len(sides.classes)) / len(labels) for labels in (reference, gen)]
+    notices = []
+    for side, share in zip(("reference", "synthetic"), shares, strict=True):
+        missing = [sides.classes[label] for label in np.flatnonzero(share == 0)]
+        if missing:
+            notices.append(f"No {side} image of {', '.join(missing)} was among those looked at.")
+    apart = 0.5 * float(abs(shares[0] - shares[1]).sum())
+    by_chance = math.sqrt((len(sides.classes) - 1) / (2 * len(gen)))
+    if apart > _OTHER_SHARES + by_chance:
+        notices.append(
+            f"Classes have other shares in the synthetic set than in the reference ({apart:.0%} of the images would "
+            "have to change class): FID, KID, recall and coverage of all images measure that too."
+        )
+    return notices
+
+
+_OTHER_SHARES = 0.05
 
 
 def _plain(estimates: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,28 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What a classifier is trained on."""
+
+    real: bool = False
+    """The real images."""
+    gen: bool = False
+    """The generated ones."""
+    flip: bool = False
+    """Each image mirrored or not, by chance."""
+
+
+ARMS: Mapping[str, Arm] = {
+    "real": Arm(real=True),
+    "real + flips": Arm(real=True, flip=True),
+    "synthetic": Arm(gen=True),
+    "both": Arm(real=True, gen=True),
+}
+"""Every arm takes as many steps, from the same first weights a seed, and is tested on the same real images, which none
+of them was trained on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Of one arm on the real test images, over its seeds."""
 
@@ -45,36 +67,35 @@ class Accuracy:
         return float(np.std(self.of_seeds, ddof=1)) if len(self.of_seeds) > 1 else 0.0
 
 
-def utility(
-    real: Labelled,
-    gen: Labelled,
+def told_right(
+    arm: Arm,
+    sides: tuple[Labelled, Labelled],
     test: Labelled,
     num_classes: int,
-    *,
     steps: int,
-    seeds: Sequence[int],
-    on_progress: Callable[[str, int], None] = lambda *_: None,
-) -> Mapping[str, Accuracy]:
-    """Accuracy by arm: trained on "real" images, "real + flips", "synthetic" ones, and on "both".
-
-    Every arm takes as many steps, from the same first weights a seed, and is tested on the same real images, which none
-    of them was trained on. `on_progress` hears the arm and the steps done in it.
+    seed: int,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.bool_]:
+    """Train on an arm of (real, generated) images: whether each test image was told right, [M]. `on_progress` hears of
+    each step.
     """
-    both = Labelled(pixels=np.concatenate([real.pixels, gen.pixels]), labels=np.concatenate([real.labels, gen.labels]))
-    arms = {"real": (real, False), "real + flips": (real, True), "synthetic": (gen, False), "both": (both, False)}
-    result = {}
-    for name, (images, flip) in arms.items():
-        right = []
-        for number, seed in enumerate(seeds):
-            recipe = Recipe(steps=steps, seed=seed, flip=flip)
+    taken = [images for images, is_taken in zip(sides, (arm.real, arm.gen), strict=True) if is_taken]
+    pixels, labels = (np.concatenate([getattr(one, name) for one in taken]) for name in ("pixels", "labels"))
+    network = train_classifier(pixels, labels, num_classes, Recipe(steps=steps, seed=seed, flip=arm.flip), on_progress)
+    return np.asarray(predicted(network, test.pixels) == test.labels)
 
-            def told(step: int, name: str = name, before: int = number * steps) -> None:
-                on_progress(name, before + step)
 
-            network = train_classifier(images.pixels, images.labels, num_classes, recipe, told)
-            right.append(predicted(network, test.pixels) == test.labels)
-        hits = np.mean(right, axis=0)
-        shown = [test.labels == label for label in range(num_classes)]
-        of_classes = tuple(float(hits[rows].mean()) if rows.any() else None for rows in shown)
-        result[name] = Accuracy(of_seeds=tuple(float(hit.mean()) for hit in right), of_classes=of_classes)
-    return result
+def accuracy(right: Sequence[NDArray[np.bool_]], labels: NDArray[np.int64], num_classes: int) -> Accuracy:
+    """From what each seed told right of test images with these labels."""
+    hits = np.mean(right, axis=0)
+    shown = [labels == label for label in range(num_classes)]
+    return Accuracy(
+        of_seeds=tuple(float(one.mean()) for one in right),
+        of_classes=tuple(float(hits[rows].mean()) if rows.any() else None for rows in shown),
+    )
+
+
+def worth(arms: Mapping[str, Accuracy], num_classes: int) -> float:
+    """What generated images teach of what real ones teach: accuracy over classes, counted from that of guessing."""
+    chance = 1 / num_classes
+    return (arms["synthetic"].balanced - chance) / max(arms["real"].balanced - chance, 1e-9)

@@ -10,9 +10,9 @@ def test_limits() -> None:
     config = GateConfig(max_fid=10.0, min_recall=0.3, min_utility=0.0, min_copies_p_value=0.001)
     judged = judge(config, {"fid": 10.0, "recall": 0.29, "kid": 1.0, "utility": 0.1, "copies_p_value": 0.0009})
     assert judged == (
-        Gate(name="fid", value=10.0, limit=10.0, passed=True),
-        Gate(name="recall", value=0.29, limit=0.3, passed=False),
-        Gate(name="copies_p_value", value=0.0009, limit=0.001, passed=False),
+        Gate(name="fid", value=10.0, limit=10.0, at="most", passed=True),
+        Gate(name="recall", value=0.29, limit=0.3, at="least", passed=False),
+        Gate(name="copies_p_value", value=0.0009, limit=0.001, at="least", passed=False),
     )
 
 

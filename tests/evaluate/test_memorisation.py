@@ -9,7 +9,8 @@ import pytest
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.evaluate.memorisation import Small, _at_least, copy_test, shrunk, to_training, within
+from pipeline.evaluate.duplicates import copies
+from pipeline.evaluate.memorisation import Small, _at_least, copy_test, findable_share, shrunk, to_training, within
 from pipeline.images import Pixels
 from tests.evaluate.pictures import pictures
 
@@ -114,3 +115,44 @@ def test_pictures_smaller_than_the_grid_keep_their_pixels() -> None:
     assert training.shape == (50, 8, 8, 1)
     found = to_training(training[:10], training)
     assert found.place.tolist() == list(range(10))
+
+
+def test_the_share_that_can_be_found_is_found() -> None:
+    """So many of n images nearer than all held-out ones alarm, and two fewer do not."""
+    for n in (100, 1000, 10_000):
+        share = findable_share(n, 1e-3)
+        held_out = np.arange(1, n + 1, dtype=np.float32)
+        clean = held_out - 0.5
+        for count, alarms in ((round(share * n), True), (round(share * n) - 2, False)):
+            gen = clean.copy()
+            gen[n - count :] = 0.0
+            assert (copy_test(gen, held_out).p_value <= 1e-3) == alarms, (n, count)
+    assert findable_share(10_000, 1e-3) < 0.005 < findable_share(1000, 1e-3)
+    assert findable_share(5, 1e-9) == 1.0
+
+
+def test_all_that_is_said_of_copies(training: Pixels) -> None:
+    gen, held_out = pictures(1000, seed=2), pictures(1000, seed=1)
+    gen[10], gen[11] = training[7], training[7, :, ::-1]
+    gen[20] = gen[30] = gen[40]
+    rows = np.arange(0, 1000, 2)
+    found = copies(gen, held_out, training, rows, rows)
+    assert found.to_training.place[[10, 11]].tolist() == [7, 7]
+    report = found.report()
+    assert report["exact_in_training"] == 1
+    assert report["exact_inside"] == 2
+    assert report["repeated"] >= 3
+    assert report["repeated_in_reference"] <= 2
+    assert report["num_tested"] == 500
+    assert report["training_samples"] == 4000
+    assert report["near"] >= 1  # of the even ones
+
+
+def test_candidates_hold_the_nearest_almost_always(known: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against looking at all of them, over all shifts."""
+    held_out, known = shrunk(pictures(60, seed=1)), known[:1500]
+    quick = to_training(held_out, known)
+    monkeypatch.setattr("pipeline.evaluate.memorisation.CANDIDATES", len(known))
+    whole = to_training(held_out, known)
+    assert (quick.distance >= whole.distance - 1e-4).all()
+    assert (quick.place == whole.place).mean() > 0.95

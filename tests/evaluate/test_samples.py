@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import storage
+from pipeline import images, storage
 from pipeline.dataset.index import IndexReader
 from pipeline.evaluate import samples
-from pipeline.evaluate.samples import EvaluateError, chosen, read_all, read_samples
+from pipeline.evaluate.samples import EvaluateError, Shape, chosen, read_all, read_samples
 from tests.small import make_dataset, shape_image
+
+SHAPE = Shape(resolution=16, channels=1)
 
 
 @given(st.integers(1, 5000), st.integers(1, 6000), st.integers(0, 3))
@@ -46,7 +48,7 @@ def reader(tmp_path: Path) -> IndexReader:
 def test_pixels_labels_and_keys(reader: IndexReader) -> None:
     """Over several shards and parts, with gaps."""
     numbers = np.array([3, 4, 28, 31, 65, 99])
-    found = read_samples(reader, numbers, 16, 1)
+    found = read_samples(reader, numbers, SHAPE)
     for place, number in enumerate(numbers.tolist()):
         assert np.array_equal(found.pixels[place], shape_image(number, number % 2, 16))
     assert found.labels.tolist() == (numbers % 2).tolist()
@@ -55,24 +57,40 @@ def test_pixels_labels_and_keys(reader: IndexReader) -> None:
 
 def test_far_apart_samples_are_read_piece_by_piece(reader: IndexReader, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = np.array([3, 4, 28, 31, 65, 99])
-    whole = read_samples(reader, numbers, 16, 1)
+    whole = read_samples(reader, numbers, SHAPE)
     monkeypatch.setattr(samples, "_WINDOW", 2)
     monkeypatch.setattr(samples, "_MERGED_GAP_BYTES", 100)
-    assert np.array_equal(read_samples(reader, numbers, 16, 1).pixels, whole.pixels)
-    many = read_all(reader, numbers, 16, 1, lambda pixels: pixels[:, ::2])
+    assert np.array_equal(read_samples(reader, numbers, SHAPE).pixels, whole.pixels)
+    many = read_all(reader, numbers, SHAPE, lambda pixels: pixels[:, ::2])
     assert np.array_equal(many.pixels, whole.pixels[:, ::2])
     assert many.keys == whole.keys
     assert many.labels.tolist() == whole.labels.tolist()
 
 
 def test_windows_fit_into_memory() -> None:
-    assert [len(part) for part in samples.windows(np.arange(2500), 32, 1)] == [1000, 1000, 500]
-    assert {len(part) for part in samples.windows(np.arange(84), 256, 3)} == {42}
+    assert [len(part) for part in samples.windows(np.arange(2500), SHAPE)] == [1000, 1000, 500]
+    assert {len(part) for part in samples.windows(np.arange(84), Shape(resolution=256, channels=3))} == {42}
 
 
 def test_a_size_that_is_not_the_datasets(reader: IndexReader) -> None:
     with pytest.raises(EvaluateError, match=r"shard-000001\.tar, key 000000040: 16 x 16 pixels, not 32 x 32"):
-        read_samples(reader, np.array([40]), 32, 1)
+        read_samples(reader, np.array([40]), Shape(resolution=32, channels=1))
+
+
+@pytest.mark.parametrize(("resolution", "channels", "fit"), [(32, 1, "pad"), (8, 1, "crop"), (16, 3, "crop")])
+def test_other_sizes_are_resized_where_that_is_asked_for(
+    reader: IndexReader, resolution: int, channels: int, fit: images.Fit
+) -> None:
+    found = read_samples(reader, np.array([40, 41]), Shape(resolution=resolution, channels=channels, fit=fit))
+    stored = np.broadcast_to(shape_image(41, 1, 16), (16, 16, channels))
+    assert np.array_equal(found.pixels[1], images.resize(stored, resolution, fit))
+
+
+def test_some_of_them_in_another_order(reader: IndexReader) -> None:
+    found = read_samples(reader, np.array([3, 4, 28]), SHAPE).of(np.array([2, 0, 0]))
+    assert found.keys == ("000000028", "000000003", "000000003")
+    assert found.labels.tolist() == [0, 1, 1]
+    assert np.array_equal(found.pixels[1], shape_image(3, 1, 16))
 
 
 def test_an_image_that_cannot_be_decoded(reader: IndexReader) -> None:
@@ -82,4 +100,4 @@ def test_an_image_that_cannot_be_decoded(reader: IndexReader) -> None:
     data[row["offset"] + 40] ^= 255
     storage.put(url, bytes(data))
     with pytest.raises(EvaluateError, match=r"shard-000001\.tar, key 000000040: .*; verify the dataset"):
-        read_samples(reader, np.array([39, 40]), 16, 1)
+        read_samples(reader, np.array([39, 40]), SHAPE)

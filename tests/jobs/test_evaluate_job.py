@@ -1,7 +1,9 @@
 """`ganymede evaluate` as a user types it: good images pass, copies and rubbish are refused, bad input is told."""
 
 import dataclasses
+import html
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from jobs import cli, evaluate
-from pipeline import images, storage
+from jobs.evaluate import EvaluateJob
+from pipeline import config, images, storage
 from pipeline.dataset import index, part, record, tar
 from pipeline.dataset.record import DatasetRecord
+from pipeline.evaluate.ray_evaluate import EvaluateConfig
 from pipeline.images import Pixels
 from tests.evaluate.pictures import labelled
 
@@ -22,7 +26,7 @@ FEW = [
     "--utility-steps",
     "40",
     "--utility-seeds",
-    "2",
+    "1",
     "--num-samples",
     "400",
     "--num-workers",
@@ -31,7 +35,12 @@ FEW = [
 CLASSES = ("top", "upper", "lower", "bottom")
 
 
-def store(url: str, splits: dict[str, tuple[Pixels, NDArray[np.int64]]], classes: tuple[str, ...] = CLASSES) -> None:
+def store(
+    url: str,
+    splits: dict[str, tuple[Pixels, NDArray[np.int64]]],
+    classes: tuple[str, ...] = CLASSES,
+    resolution: int = 32,
+) -> None:
     """A dataset of these images, in shards of 250."""
     parts = {}
     for split, (pixels, labels) in splits.items():
@@ -47,7 +56,7 @@ def store(url: str, splits: dict[str, tuple[Pixels, NDArray[np.int64]]], classes
         listed = part.encode_part(tables)
         storage.put_if_absent(f"{url}/{split}/{index.part_name(0)}", listed)
         parts[split] = (part.describe_part(index.part_name(0), listed),)
-    made = DatasetRecord(channels=1, resolution=32, image_format="png", classes=classes, splits=parts)
+    made = DatasetRecord(channels=1, resolution=resolution, image_format="png", classes=classes, splits=parts)
     record.commit(url, made)
 
 
@@ -77,8 +86,9 @@ def test_good_images_pass_and_a_second_run_says_the_same(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*labelled(600, seed=2)) == cli.EXIT_DONE
-    first = capsys.readouterr().out
-    assert "evaluate: passed 2 gates, 400 images a side" in first
+    first = capsys.readouterr()
+    assert "evaluate: passed 2 gates, 400 images a side" in first.out
+    assert "warning: no snapshot, so no pictures between latents" in first.err
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     found = report["found"]
     assert set(found["anchors"]) == {"real", "blurred", "noisy", "one class missing", "ten images repeated"}
@@ -87,10 +97,21 @@ def test_good_images_pass_and_a_second_run_says_the_same(
     assert [gate["name"] for gate in report["gates"]] == ["utility", "copies_p_value"]
     assert report["passed"] is True
     assert set(found["classes"]) == set(CLASSES)
+    assert found["notices"] == []
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count("data:image/png;base64,") >= len(CLASSES) + 2
+    assert report["command"] in html.unescape(page)
+    verb, typed = shlex.split(report["command"])[1:2], shlex.split(report["command"])[2:]
+    assert verb == ["evaluate"]
+    assert cli.run_verb(evaluate.VERB, [*typed, "--dry-run"]) == cli.EXIT_DONE
+    resolved = config.from_yaml(EvaluateJob, capsys.readouterr().out)
+    assert resolved.evaluate == EvaluateConfig(classifier_steps=40, utility_steps=40, utility_seeds=1, num_samples=400)
+    assert cli.typed(evaluate.VERB, resolved) == report["command"]
     assert run(*labelled(600, seed=2)) == cli.EXIT_DONE
     again = capsys.readouterr().out
     assert again.startswith("evaluate: already done")
-    assert again.partition("\n")[2] == first
+    assert again.partition("\n")[2] == first.out
     assert run(*labelled(600, seed=2), "--seed", "1") == cli.EXIT_BAD_INPUT
     assert "the report of another evaluation; choose another output URL" in capsys.readouterr().err
 
@@ -142,6 +163,28 @@ def test_without_two_classes_there_is_no_utility(tmp_path: Path, ray_session: No
     assert "utility" not in found
     assert "classes" not in found
     assert "one class missing" not in found["anchors"]
+    assert found["class_names"] == []
+    assert any("100 images a side and 128 features" in notice for notice in found["notices"])
+
+
+def test_images_of_another_size_are_resized_where_that_is_asked_for(run: Run, tmp_path: Path) -> None:
+    pixels, labels = labelled(100, seed=2, side=16)
+    store(str(tmp_path / "gen"), {"train": (pixels, labels)}, resolution=16)
+    words = ["--utility-steps", "0", "--resize", "crop", "--num-samples", "100"]
+    assert run(pixels, labels, *words) == cli.EXIT_DONE
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["found"]
+    assert "Images of another size were brought to 32² pixels (crop)." in found["notices"]
+
+
+def test_classes_in_other_shares_and_none_of_one(run: Run, tmp_path: Path) -> None:
+    pixels, labels = labelled(600, seed=2)
+    kept = (labels != 3) & ((labels != 0) | (np.arange(600) % 2 == 0))
+    assert run(pixels[kept], labels[kept], "--utility-steps", "0") == cli.EXIT_DONE
+    found = json.loads((tmp_path / "report" / "report.json").read_text())["found"]
+    assert any("No synthetic image of bottom was among" in notice for notice in found["notices"])
+    assert any("Classes have other shares" in notice for notice in found["notices"])
+    assert set(found["classes"]) == set(CLASSES[:3])
+    assert found["memorisation"]["num_tested"] < found["num_samples"]
 
 
 def test_sets_that_cannot_be_compared(
@@ -157,9 +200,11 @@ def test_sets_that_cannot_be_compared(
     made, _ = record.read(str(tmp_path / "few"))
     record.commit(str(tmp_path / "large"), dataclasses.replace(made, resolution=64))
     assert cli.run_verb(evaluate.VERB, [*words, "--synthetic", str(tmp_path / "large")]) == cli.EXIT_BAD_INPUT
-    assert "has resolution 64" in capsys.readouterr().err
+    assert "brought to the size of the real ones by --resize crop or pad" in capsys.readouterr().err
     assert cli.run_verb(evaluate.VERB, [*words, "--synthetic", real, "--reference-split", "val"]) == cli.EXIT_BAD_INPUT
-    assert "no split 'val'" in capsys.readouterr().err
+    assert "no split 'val', it has test, train; prepare the real images with folders train/ and test/" in (
+        capsys.readouterr().err
+    )
     assert (
         cli.run_verb(evaluate.VERB, [*words, "--synthetic", real, "--reference-split", "train"]) == cli.EXIT_BAD_INPUT
     )

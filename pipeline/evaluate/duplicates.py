@@ -1,0 +1,81 @@
+"""All that is said of copies: of training images, and within the generated set."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluate.memorisation import CopyTest, Neighbours, copy_test, findable_share, shrunk, to_training, within
+from pipeline.images import Pixels
+
+ALARM = 1e-3
+"""The p-value that `findable_share` is stated for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Of N generated images."""
+
+    test: CopyTest
+    """Whether more of them lie near to training images than held-out images do."""
+    num_tested: int
+    """Images a side that the test compares."""
+    training_samples: int
+    """Training images that they were looked for in."""
+    to_training: Neighbours
+    """The nearest training image of each."""
+    inside: Neighbours
+    """The nearest other generated image of each."""
+    repeated_in_reference: int
+    """Held-out images with another one nearer than the test's limit."""
+    exact_in_training: int
+    """Generated images with the pixels of a training image."""
+    exact_inside: int
+    """Generated images with the pixels of an earlier generated one."""
+
+    def report(self) -> Mapping[str, Any]:
+        """As JSON will have it."""
+        return {
+            **dataclasses.asdict(self.test),
+            "num_tested": self.num_tested,
+            "training_samples": self.training_samples,
+            "findable_share": findable_share(self.num_tested, ALARM),
+            "repeated": int((self.inside.distance < self.test.limit).sum()),
+            "repeated_in_reference": self.repeated_in_reference,
+            "exact_in_training": self.exact_in_training,
+            "exact_inside": self.exact_inside,
+        }
+
+
+def copies(
+    gen: Pixels,
+    held_out: Pixels,
+    training: Pixels,
+    tested_held_out: NDArray[np.int64],
+    tested_gen: NDArray[np.int64],
+) -> Copies:
+    """Of generated images uint8 [N, R, R, C], held-out and training ones; the test compares some rows of the former
+    two, equally many.
+    """
+    small, small_held_out, known = (shrunk(pixels) for pixels in (gen, held_out, training))
+    nearest = to_training(small, known)
+    of_held_out = to_training(small_held_out[tested_held_out], known)
+    test = copy_test(nearest.distance[tested_gen], of_held_out.distance)
+    digests, known_digests = _digests(gen), set(_digests(training))
+    return Copies(
+        test=test,
+        num_tested=len(tested_gen),
+        training_samples=len(training),
+        to_training=nearest,
+        inside=within(small),
+        repeated_in_reference=int((within(small_held_out).distance < test.limit).sum()),
+        exact_in_training=sum(digest in known_digests for digest in digests),
+        exact_inside=len(digests) - len(set(digests)),
+    )
+
+
+def _digests(pixels: Pixels) -> list[bytes]:
+    return [hashlib.sha256(one.tobytes()).digest() for one in pixels]
