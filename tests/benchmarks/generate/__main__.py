@@ -117,7 +117,9 @@ def _alone(case: Case, folder: str, kind: str, processes: int, threads: int, win
     words += ["--micro-batch", str(case.micro_batch), "--threads", str(threads), "--window-sec", str(window_sec)]
     command = [sys.executable, "-m", "tests.benchmarks.generate.alone", kind, *words]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    running = [subprocess.Popen(command, text=True, env=_environment(), **pipes) for _ in range(processes)]
+    # As ours do in that comparison: a single process that wanders from core to core is slower than half of two.
+    cores = [["--core", str(core)] if kind == "forward_and_encode" else [] for core in range(processes)]
+    running = [subprocess.Popen([*command, *core], text=True, env=_environment(), **pipes) for core in cores]
     for process in running:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", kind

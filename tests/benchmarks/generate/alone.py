@@ -6,6 +6,7 @@ not in the time: encoders get pixels that the network made before.
 
 import argparse
 import itertools
+import os
 import sys
 import tempfile
 import time
@@ -33,8 +34,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--micro-batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--window-sec", type=float, required=True)
+    parser.add_argument("--core", type=int, help="stay on this one")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    if options.core is not None:
+        os.sched_setaffinity(0, {options.core})
     with tempfile.TemporaryDirectory() as folder:
         make = _maker(options, Path(folder))
         for _ in range(2):
