@@ -315,7 +315,7 @@ class _Bars:
         with self._lock:
             if what != self._what:
                 self.end()
-                unit = "steps" if what.startswith("train") else "img"
+                unit = "steps" if what.startswith("train") else "img" if "image" in what else "sets"
                 self._what, self._bar = what, self._terminal.progress(total, unit, f"evaluate: {what}")
             assert self._bar is not None
             self._bar.update(done)

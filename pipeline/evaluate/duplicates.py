@@ -5,10 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.evaluate.memorisation import CopyTest, Neighbours, copy_test, findable_share, shrunk, to_training, within
+from pipeline.evaluate.memorisation import CopyTest, Neighbours, findable_share
 from pipeline.images import Pixels
 
 ALARM = 1e-3
@@ -50,31 +47,10 @@ class Copies:
         }
 
 
-def copies(
-    gen: Pixels,
-    held_out: Pixels,
-    training: Pixels,
-    tested_held_out: NDArray[np.int64],
-    tested_gen: NDArray[np.int64],
-) -> Copies:
-    """Of generated images uint8 [N, R, R, C], held-out and training ones; the test compares some rows of the former
-    two, equally many.
-    """
-    small, small_held_out, known = (shrunk(pixels) for pixels in (gen, held_out, training))
-    nearest = to_training(small, known)
-    of_held_out = to_training(small_held_out[tested_held_out], known)
-    test = copy_test(nearest.distance[tested_gen], of_held_out.distance)
-    digests, known_digests = _digests(gen), set(_digests(training))
-    return Copies(
-        test=test,
-        num_tested=len(tested_gen),
-        training_samples=len(training),
-        to_training=nearest,
-        inside=within(small),
-        repeated_in_reference=int((within(small_held_out).distance < test.limit).sum()),
-        exact_in_training=sum(digest in known_digests for digest in digests),
-        exact_inside=len(digests) - len(set(digests)),
-    )
+def exact(gen: Pixels, training: Pixels) -> tuple[int, int]:
+    """How many of the generated images are equal to a training image, and how many to an earlier generated one."""
+    digests, known = _digests(gen), set(_digests(training))
+    return sum(digest in known for digest in digests), len(digests) - len(set(digests))
 
 
 def _digests(pixels: Pixels) -> list[bytes]:

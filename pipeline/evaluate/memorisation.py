@@ -64,7 +64,7 @@ def to_training(small: Small, training: Small) -> Neighbours:
 
     Shifts are tried against the CANDIDATES that look most alike at half the size, which a shift changes little.
     """
-    known, images = torch.from_numpy(training), torch.from_numpy(small)
+    known, images = torch.tensor(training), torch.tensor(small)
     best, place = torch.full((len(small),), torch.inf), torch.zeros(len(small), dtype=torch.int64)
     halves = _halved(known).flatten(1)
     for mirrored in (images, images.flip(2)):
@@ -79,14 +79,19 @@ def to_training(small: Small, training: Small) -> Neighbours:
 
 def _nearest_shifted(images: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of images [n, S, S, C], over all shifts: the squared distance to the nearest of [n, K, S, S, C], and which."""
-    distances = [((candidates - _shifted(images, shift)[:, None]) ** 2).sum(dim=(2, 3, 4)) for shift in _SHIFTS]
-    found: tuple[torch.Tensor, torch.Tensor] = tuple(torch.stack(distances).amin(dim=0).min(dim=1))  # type: ignore[assignment]
-    return found
+    shifted = torch.stack([_shifted(images, shift) for shift in _SHIFTS], dim=1).flatten(2)
+    known = candidates.flatten(2)
+    squared = torch.baddbmm((shifted**2).sum(dim=2)[:, :, None], shifted, known.mT, alpha=-2)
+    squared += (known**2).sum(dim=2)[:, None]
+    best, rows = squared.flatten(1).argmin(dim=1), torch.arange(len(images))
+    shift, which = best // known.shape[1], best % known.shape[1]
+    # Anew, for those of copies would be what rounding leaves of the difference of large squares.
+    return ((shifted[rows, shift] - known[rows, which]) ** 2).sum(dim=1), which
 
 
 def within(small: Small) -> Neighbours:
     """The nearest other image of the same set, [N, S, S, C], N ≥ 2."""
-    vectors = torch.from_numpy(small).flatten(1)
+    vectors = torch.tensor(small).flatten(1)
     distance, place = nearest(vectors, vectors, itself=True)
     return Neighbours(distance=_root(distance, small), place=place.numpy())
 

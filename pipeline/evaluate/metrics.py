@@ -60,16 +60,16 @@ def compare(reference: Described, other: Described) -> Mapping[str, Estimate]:
     return result
 
 
-def of_classes(reference: Described, other: Described, num_classes: int) -> Mapping[int, Mapping[str, Estimate]]:
-    """The same of each class: as many samples a side as the smaller has, the first of them. A class with fewer than
-    2 · GROUPS on one side is left out.
+def of_classes(reference: Described, other: Described, num_classes: int) -> Mapping[int, tuple[Described, Described]]:
+    """What there is to compare of each class: as many samples a side as the smaller has, the first of them. A class
+    with fewer than 2 · GROUPS on one side is left out.
     """
     result = {}
     for label in range(num_classes):
         rows = [np.flatnonzero(side.labels == label) for side in (reference, other)]
         count = min(map(len, rows))
         if count >= 2 * GROUPS:
-            result[label] = compare(reference.of(rows[0][:count]), other.of(rows[1][:count]))
+            result[label] = (reference.of(rows[0][:count]), other.of(rows[1][:count]))
     return result
 
 

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from pipeline import philox
 from pipeline.config import ConfigError
 from pipeline.dataset.index import IndexReader
-from pipeline.evaluate import cache, defects, duplicates, metrics, utility
+from pipeline.evaluate import cache, defects, metrics, utility
 from pipeline.evaluate.classifier import Classifier, Recipe, reduced, rotated, train_classifier
 from pipeline.evaluate.duplicates import Copies
 from pipeline.evaluate.features import FeaturesConfig
 from pipeline.evaluate.metrics import Described
+from pipeline.evaluate.ray_compare import Compared, Subject, compared
 from pipeline.evaluate.ray_look import AS_THEY_ARE, Look, View, look
 from pipeline.evaluate.ray_utility import utility as utility_of
 from pipeline.evaluate.samples import EvaluateError, Samples, Shape, chosen, read_all
 from pipeline.evaluate.utility import Labelled
+from pipeline.gan.precision import supported
 
 Say = Callable[[str, int, int], None]
 """Hears what is done, how many more of it are, and of how many."""
@@ -144,27 +146,26 @@ def evaluate(sides: Sides, config: EvaluateConfig, tools: Tools) -> Evaluation:
     }
     seen = _looked_at(views, sides.shape, network, config.seed, tools)
     reference, gen = (seen[side][AS_THEY_ARE] for side in ("reference", "synthetic"))
-    copies = duplicates.copies(
-        gen.look.pixels, reference.look.pixels, real.pixels, *_alike(reference.labels, gen.labels, sides)
+    subject = Subject(
+        reference=reference.look.described,
+        others={"synthetic": gen.look.described, **_anchors(seen["training"], sides)},
+        num_classes=len(sides.classes) if sides.comparable else 0,
+        gen=gen.look.pixels,
+        held_out=reference.look.pixels,
+        training=real.pixels,
+        alike=_alike(reference.labels, gen.labels, sides),
     )
-    described = reference.look.described, gen.look.described
-    found: dict[str, Any] = {
+    result = compared(subject, lambda done, total: tools.say("compare", done, total))
+    found = {
         "num_samples": count,
         "class_names": list(sides.classes) if sides.labelled else [],
-        "features": {"network": tools.features.network, "width": int(described[0].features.shape[1])},
-        "metrics": _plain(metrics.compare(*described)),
-        "anchors": {
-            name: _plain(metrics.compare(described[0], one)) for name, one in _anchors(seen["training"], sides).items()
-        },
-        "memorisation": copies.report(),
+        "features": {"network": tools.features.network, "width": int(reference.look.described.features.shape[1])},
+        **_numbers(result, sides),
     }
-    if sides.comparable:
-        of_classes = metrics.of_classes(*described, len(sides.classes))
-        found["classes"] = {sides.classes[label]: _plain(one) for label, one in of_classes.items()}
-        if config.utility_steps:
-            found["utility"] = _utility(real, reference, sides, config, tools)
+    if sides.comparable and config.utility_steps:
+        found["utility"] = _utility(real, reference, sides, config, tools)
     found["notices"] = list(_notices(found, reference, gen, sides, apart))
-    return Evaluation(found=found, reference=reference, gen=gen, copies=copies, training_numbers=training)
+    return Evaluation(found=found, reference=reference, gen=gen, copies=result.copies, training_numbers=training)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,7 @@ def _domain_classifier(real: Samples, apart: _Apart, sides: Sides, config: Evalu
         "training_samples": config.training_samples,
         "anchors": len(apart.anchors),
         "recipe": dataclasses.asdict(recipe),
-        "threads": torch.get_num_threads(),
+        "precision": supported("bf16", torch.device("cpu")),
     }
     return cache.remembered(tools.cache_url, identity, sides.shape.channels, num_classes, train)
 
@@ -324,6 +325,15 @@ def _of_classes(reference: NDArray[np.int64], gen: NDArray[np.int64], sides: Sid
 
 
 _OTHER_SHARES = 0.05
+
+
+def _numbers(result: Compared, sides: Sides) -> dict[str, Any]:
+    """As JSON will have it."""
+    others = {name: _plain(one) for name, one in result.others.items()}
+    found = {"metrics": others.pop("synthetic"), "anchors": others, "memorisation": result.copies.report()}
+    if sides.comparable:
+        found["classes"] = {sides.classes[label]: _plain(one) for label, one in result.classes.items()}
+    return found
 
 
 def _plain(estimates: Mapping[str, Any]) -> dict[str, Any]:

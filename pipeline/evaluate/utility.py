@@ -1,7 +1,7 @@
 """What images are worth: how well a classifier that was trained on them does on real ones."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,20 +68,12 @@ class Accuracy:
 
 
 def told_right(
-    arm: Arm,
-    sides: tuple[Labelled, Labelled],
-    test: Labelled,
-    num_classes: int,
-    steps: int,
-    seed: int,
-    on_progress: Callable[[int], None] = lambda _: None,
+    arm: Arm, real: Labelled, gen: Labelled, test: Labelled, num_classes: int, steps: int, seed: int
 ) -> NDArray[np.bool_]:
-    """Train on an arm of (real, generated) images: whether each test image was told right, [M]. `on_progress` hears of
-    each step.
-    """
-    taken = [images for images, is_taken in zip(sides, (arm.real, arm.gen), strict=True) if is_taken]
+    """Train on an arm of real and generated images: whether each test image was told right, [M]."""
+    taken = [images for images, is_taken in ((real, arm.real), (gen, arm.gen)) if is_taken]
     pixels, labels = (np.concatenate([getattr(one, name) for one in taken]) for name in ("pixels", "labels"))
-    network = train_classifier(pixels, labels, num_classes, Recipe(steps=steps, seed=seed, flip=arm.flip), on_progress)
+    network = train_classifier(pixels, labels, num_classes, Recipe(steps=steps, seed=seed, flip=arm.flip))
     return np.asarray(predicted(network, test.pixels) == test.labels)
 
 

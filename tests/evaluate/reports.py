@@ -56,6 +56,7 @@ def whole_report() -> dict[str, Any]:
             "near": 4,
             "near_held_out": 10,
             "p_value": 0.9713,
+            "num_tested": 9876,
             "findable_share": 0.0031,
             "training_samples": 60_000,
             "repeated": 3,

@@ -9,7 +9,6 @@ import pytest
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.evaluate.duplicates import copies
 from pipeline.evaluate.memorisation import Small, _at_least, copy_test, findable_share, shrunk, to_training, within
 from pipeline.images import Pixels
 from tests.evaluate.pictures import pictures
@@ -129,23 +128,6 @@ def test_the_share_that_can_be_found_is_found() -> None:
             assert (copy_test(gen, held_out).p_value <= 1e-3) == alarms, (n, count)
     assert findable_share(10_000, 1e-3) < 0.005 < findable_share(1000, 1e-3)
     assert findable_share(5, 1e-9) == 1.0
-
-
-def test_all_that_is_said_of_copies(training: Pixels) -> None:
-    gen, held_out = pictures(1000, seed=2), pictures(1000, seed=1)
-    gen[10], gen[11] = training[7], training[7, :, ::-1]
-    gen[20] = gen[30] = gen[40]
-    rows = np.arange(0, 1000, 2)
-    found = copies(gen, held_out, training, rows, rows)
-    assert found.to_training.place[[10, 11]].tolist() == [7, 7]
-    report = found.report()
-    assert report["exact_in_training"] == 1
-    assert report["exact_inside"] == 2
-    assert report["repeated"] >= 3
-    assert report["repeated_in_reference"] <= 2
-    assert report["num_tested"] == 500
-    assert report["training_samples"] == 4000
-    assert report["near"] >= 1  # of the even ones
 
 
 def test_candidates_hold_the_nearest_almost_always(known: Small, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline import snapshot
 from pipeline.dataset.index import IndexReader
-from pipeline.evaluate.duplicates import Copies, copies
+from pipeline.evaluate.duplicates import Copies
+from pipeline.evaluate.memorisation import copy_test, shrunk, to_training, within
 from pipeline.evaluate.report import pictures
 from pipeline.evaluate.report.gallery import Gallery
 from pipeline.evaluate.report.pictures import Shown, Subject, galleries
@@ -37,8 +38,17 @@ def subject(tmp_path: Path) -> Subject:
     """Two sets of which one is the beginning of the other: the nearest training image of each is itself."""
     gen, training = shown(tmp_path / "gen", COUNT), shown(tmp_path / "training", 2 * COUNT)
     pixels = [side.read(range(len(side.numbers)), SHAPE).pixels for side in (gen, training)]
-    rows = np.arange(COUNT)
-    found = copies(pixels[0], pixels[1][:COUNT], pixels[1], rows, rows)
+    near, inside = to_training(shrunk(pixels[0]), shrunk(pixels[1])), within(shrunk(pixels[0]))
+    found = Copies(
+        test=copy_test(near.distance, near.distance),
+        num_tested=COUNT,
+        training_samples=2 * COUNT,
+        to_training=near,
+        inside=inside,
+        repeated_in_reference=0,
+        exact_in_training=COUNT,
+        exact_inside=0,
+    )
     return Subject(reference=training, gen=gen, training=training, copies=found, classes=CLASSES, shape=SHAPE)
 
 

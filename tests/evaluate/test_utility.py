@@ -26,7 +26,7 @@ def shuffled(images: Labelled) -> Labelled:
 
 def utility(real: Labelled, gen: Labelled, test: Labelled) -> dict[str, Accuracy]:
     """With one seed, in this process."""
-    right = {name: told_right(arm, (real, gen), test, 4, STEPS, seed=0) for name, arm in ARMS.items()}
+    right = {name: told_right(arm, real, gen, test, 4, STEPS, seed=0) for name, arm in ARMS.items()}
     return {name: accuracy([hits], test.labels, 4) for name, hits in right.items()}
 
 

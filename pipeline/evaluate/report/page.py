@@ -149,7 +149,7 @@ def _glance(found: Mapping[str, Any]) -> list[_Fact]:
         text = "of what real images teach a classifier, these teach; at 0 % it could as well guess."
         facts.append(_Fact(name="Usefulness", number=shown(found["utility"]["worth"], 3, 100), unit="%", text=text))
     text = (
-        f"of {number(found['num_samples'])} synthetic images lie very near to a training image; of as many real images "
+        f"of {number(copies['num_tested'])} synthetic images lie very near to a training image; of as many real images "
         f"that nothing was trained on, {number(copies['near_held_out'])} do."
     )
     facts.append(_Fact(name="Possible copies", number=shown(copies["near"]), text=text))
@@ -194,6 +194,11 @@ def _copies(copies: Mapping[str, Any]) -> tuple[_Fact, ...]:
             number=shown(copies["limit"]),
             text="What is nearer counts as near: root mean square over the pixels of small versions, in levels of "
             "0 to 255. Mirrored and shifted training images are tried too.",
+        ),
+        _Fact(
+            name="Images that the test compares",
+            number=shown(copies["num_tested"]),
+            text="On each side, with equally many of each class where both sides have classes.",
         ),
         _Fact(
             name="Training images searched", number=shown(copies["training_samples"]), text="Real images, for copies."
