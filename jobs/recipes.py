@@ -5,16 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.presets import FASHION_MNIST, Presets
-from pipeline.gan.presets import RECIPES, Recipe
+from pipeline.gan.presets import RECIPES
+
+_SNAPSHOTS, _SNAPSHOTS_SMALL = 50, 3
+"""Of a run; small ones last minutes, and each costs seconds."""
+_SMALL = ("dcgan-small", "r3gan-tiny")
 
 
-def _settings(recipe: Recipe) -> Mapping[str, Any]:
+def _settings(name: str) -> Mapping[str, Any]:
+    recipe = RECIPES[name]
     return {
         **_dotted("network", dataclasses.asdict(recipe.network)),
         **_dotted("step", dataclasses.asdict(recipe.step)),
         "train.batch_size": recipe.batch_size,
         "train.num_lanes": recipe.num_lanes,
         "train.total_kimg": recipe.total_kimg,
+        "train.snapshot_kimg": recipe.total_kimg / (_SNAPSHOTS_SMALL if name in _SMALL else _SNAPSHOTS),
     }
 
 
@@ -26,14 +32,15 @@ def _dotted(prefix: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-TRAIN: Presets = {name: {**_settings(recipe), "feed.flip": recipe.mirror} for name, recipe in RECIPES.items()}
+TRAIN: Presets = {name: {**_settings(name), "feed.flip": recipe.mirror} for name, recipe in RECIPES.items()}
 RUN: Presets = {
     "demo": {
         "source": "fashion-mnist",
         **FASHION_MNIST,
-        **_settings(RECIPES["dcgan-small"]),
+        **_settings("dcgan-small"),
         "train.tick_kimg": 20.0,
         "train.checkpoint_kimg": 40.0,
+        "train.fid_samples": 1000,
         "generate.num_images": 10_000,
         "generate.shard_size": 1000,
         "evaluate.classifier_steps": 500,

@@ -97,6 +97,7 @@ def run(job: TrainJob, terminal: Terminal) -> int:
     found = _open_run(job, find_dataset(job.dataset, _index_url(job), job.foreign, terminal), terminal.warn)
     if found.at >= found.spec.train.total_nimg and snapshot.exists(job.out, found.at):
         terminal.line(f"train: already done, {found.at:,} images seen: {job.out}")
+        _say_best(job.out, terminal)
         return cli.EXIT_DONE
     storage.probe(job.out)
     _say_precision(job, terminal)
@@ -114,7 +115,16 @@ def run(job: TrainJob, terminal: Terminal) -> int:
     wasted = wasted_steps(job.out)
     lost = f", {wasted:,} steps done again" if wasted else ""
     terminal.line(f"train: {done.cur_nimg:,} images seen{rate}{lost}: {job.out}")
+    _say_best(job.out, terminal)
     return cli.EXIT_DONE
+
+
+def _say_best(out: str, terminal: Terminal) -> None:
+    best = snapshot.best(out)
+    if best is not None:
+        url, fid = best
+        kimg = snapshot.clock(url) / 1000
+        terminal.line(f"train: best snapshot by FID: {url} (FID {fid:.2f} at {kimg:,.0f} kimg)")
 
 
 def preview(job: TrainJob) -> Iterator[str]:

@@ -23,6 +23,8 @@ from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 FORMAT = 1
 _CONFIG = "config.json"
 _WEIGHTS = ("G_ema", "D")
+_TAKEN, _FIDS = "snapshots/taken", "fid"
+"""Series of a run that trains: what it took, and the FID of each."""
 
 
 class SnapshotError(InputError):
@@ -64,9 +66,32 @@ class Snapshot:
     D: torch.nn.Module
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A snapshot that a run took at the end of a tick; of each attempt there is one at a clock."""
+
+    attempt: int
+    """Of the run."""
+    cur_nimg: int
+    """Images seen."""
+    name: str
+    """Of its folder below `<run>/snapshots/`."""
+    at_end: bool
+    """The run ended there: no interval made it, and it stays."""
+
+    def url(self, run_url: str) -> str:
+        """Where it lies."""
+        return storage.join(run_url, "snapshots", self.name)
+
+
 def save(run_url: str, config: SnapshotConfig, G_ema: torch.nn.Module, D: torch.nn.Module) -> str:
     """Write a snapshot below `<run>/snapshots/`; returns its URL. Equal weights give an equal URL."""
-    weights = {"G_ema": _bytes(G_ema), "D": _bytes(D)}
+    return save_states(run_url, config, {"G_ema": G_ema.state_dict(), "D": D.state_dict()})
+
+
+def save_states(run_url: str, config: SnapshotConfig, states: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    """The same from the state dicts of G_ema and D."""
+    weights = {name: _bytes(states[name]) for name in _WEIGHTS}
     body = {
         "format": FORMAT,
         "network": to_dict(config.network),
@@ -98,14 +123,17 @@ def find(url: str) -> str:
             "stands, run train again with a --train.total-kimg that it has passed)"
         )
     found = [storage.join(folder, name.removesuffix(f"/{_CONFIG}")) for name in configs]
-    return max(found, key=lambda one: int(_read_config(one)[1]["cur_nimg"]))
+    return max(found, key=clock)
+
+
+def clock(url: str) -> int:
+    """Images seen when a snapshot was taken. Raises SnapshotError."""
+    return int(_read_config(url)[1]["cur_nimg"])
 
 
 def exists(run_url: str, cur_nimg: int) -> bool:
     """Whether a run has a snapshot that was taken at this clock."""
-    names = [entry.name for entry in storage.list_entries(storage.join(run_url, "snapshots"))]
-    folders = [storage.join(run_url, "snapshots", name.partition("/")[0]) for name in names if name.endswith(_CONFIG)]
-    return any(int(_read_config(folder)[1]["cur_nimg"]) == cur_nimg for folder in folders)
+    return any(clock(storage.join(run_url, "snapshots", name)) == cur_nimg for name in _stored(run_url))
 
 
 def load(url: str) -> Snapshot:
@@ -128,6 +156,82 @@ def load(url: str) -> Snapshot:
     for name, network in (("G_ema", G_ema), ("D", D)):
         _load_weights(storage.join(url, f"{name}.safetensors"), wanted[name], network)
     return Snapshot(digest=digest, config=config, G_ema=G_ema, D=D)
+
+
+def was_taken(run_url: str, attempt: int, cur_nimg: int) -> bool:
+    """Whether a run has noted a snapshot of this attempt and clock, be it removed since."""
+    return storage.stat(storage.join(run_url, _TAKEN, _key(attempt, cur_nimg))) is not None
+
+
+def note_taken(run_url: str, taken: Taken) -> None:
+    """Note a snapshot that is stored. The first of its attempt and clock counts."""
+    _note(run_url, _TAKEN, taken, {})
+
+
+def note_fid(run_url: str, taken: Taken, fid: float) -> None:
+    """Note the FID of a snapshot that was noted."""
+    _note(run_url, _FIDS, taken, {"fid": fid})
+
+
+def without_fid(run_url: str) -> list[Taken]:
+    """What was noted as taken and has no FID noted, by attempt and clock."""
+    known = set(_keys(run_url, _FIDS))
+    return [_noted(run_url, _TAKEN, key)[0] for key in _keys(run_url, _TAKEN) if key not in known]
+
+
+def best(run_url: str) -> tuple[str, float] | None:
+    """URL and FID of the snapshot with the lowest one, of those that a run still has; None: no FID is known."""
+    return min(((taken.url(run_url), fid) for taken, fid in _with_fid(run_url)), key=lambda one: one[1], default=None)
+
+
+def prune(run_url: str) -> None:
+    """Remove what intervals made and whose FID is known, but for the newest and that with the lowest FID.
+
+    Only the owner of the run may.
+    """
+    found, newest = _with_fid(run_url), max(_keys(run_url, _TAKEN), default="")
+    lowest = min((fid for _, fid in found), default=0.0)
+    for taken, fid in found:
+        if fid > lowest and not taken.at_end and _key(taken.attempt, taken.cur_nimg) != newest:
+            for name in (_CONFIG, *(f"{name}.safetensors" for name in _WEIGHTS)):  # config.json first: then it is none
+                storage.delete(storage.join(taken.url(run_url), name))
+
+
+def _key(attempt: int, cur_nimg: int) -> str:
+    return f"{attempt:04d}-{cur_nimg:012d}.json"
+
+
+def _keys(run_url: str, series: str) -> list[str]:
+    """Of the notes of a series, by attempt and clock."""
+    entries = storage.list_entries(storage.join(run_url, series))
+    return [entry.name for entry in entries if entry.name.endswith(".json")]
+
+
+def _note(run_url: str, series: str, taken: Taken, more: Mapping[str, float]) -> None:
+    url = storage.join(run_url, series, _key(taken.attempt, taken.cur_nimg))
+    storage.put_if_absent(url, canonical_json({**dataclasses.asdict(taken), **more}))
+
+
+def _noted(run_url: str, series: str, key: str) -> tuple[Taken, Mapping[str, Any]]:
+    """A note, and what it says besides."""
+    url = storage.join(run_url, series, key)
+    try:
+        body = json.loads(storage.read(url))
+        return Taken(**{field.name: body.pop(field.name) for field in dataclasses.fields(Taken)}), body
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SnapshotError(f"{url}: not a note of ganymede ({type(error).__name__}: {error}); remove it") from error
+
+
+def _with_fid(run_url: str) -> list[tuple[Taken, float]]:
+    """Snapshots that a run still has and whose FID is known, and that."""
+    stored, notes = _stored(run_url), [_noted(run_url, _FIDS, key) for key in _keys(run_url, _FIDS)]
+    return [(taken, float(more["fid"])) for taken, more in notes if taken.name in stored]
+
+
+def _stored(run_url: str) -> set[str]:
+    """Names of a run's snapshots."""
+    entries = storage.list_entries(storage.join(run_url, "snapshots"))
+    return {entry.name.partition("/")[0] for entry in entries if entry.name.endswith(f"/{_CONFIG}")}
 
 
 def _read_config(url: str) -> tuple[str, dict[str, Any]]:
@@ -161,6 +265,5 @@ def _load_weights(url: str, wanted: str, network: torch.nn.Module) -> None:
     network.eval().requires_grad_(False)
 
 
-def _bytes(network: torch.nn.Module) -> bytes:
-    state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in network.state_dict().items()}
-    return bytes(save_tensors(state))
+def _bytes(state: Mapping[str, torch.Tensor]) -> bytes:
+    return bytes(save_tensors({name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}))

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import snapshot
 from pipeline.config import ConfigError
-from pipeline.snapshot import SnapshotError
+from pipeline.snapshot import SnapshotError, Taken
 from tests.generate.test_generate import make_snapshot
 
 
@@ -41,3 +41,37 @@ def test_counts_of_other_classes_are_not_written(tmp_path: Path) -> None:
     config = snapshot.load(make_snapshot(str(tmp_path))).config
     with pytest.raises(ConfigError, match="must be 3 numbers, one a class"):
         dataclasses.replace(config, class_counts=(1, 2))
+
+
+def test_of_those_at_intervals_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    """What the end of a run left stays too, and what has no FID yet."""
+    run_url = str(tmp_path)
+    plain = snapshot.load(make_snapshot(str(tmp_path / "other")))
+    fids = {
+        (1, 10): 5.0,
+        (1, 20): 3.0,
+        (1, 30): 9.0,
+        (1, 40): 8.0,
+        (1, 90): 7.0,
+        (1, 95): None,
+        (2, 45): 6.0,
+        (2, 50): 8.5,
+    }
+    for (attempt, cur_nimg), fid in fids.items():
+        url = snapshot.save(run_url, dataclasses.replace(plain.config, cur_nimg=cur_nimg), plain.G_ema, plain.D)
+        taken = Taken(attempt=attempt, cur_nimg=cur_nimg, name=url.rpartition("/")[2], at_end=cur_nimg == 40)
+        snapshot.note_taken(run_url, taken)
+        assert snapshot.was_taken(run_url, attempt, cur_nimg)
+        assert not snapshot.was_taken(run_url, attempt + 1, cur_nimg)
+        assert taken in snapshot.without_fid(run_url)
+        if fid is not None:
+            snapshot.note_fid(run_url, taken, fid)
+    assert [taken.cur_nimg for taken in snapshot.without_fid(run_url)] == [95]
+    snapshot.prune(run_url)
+    assert [cur_nimg for cur_nimg in range(100) if snapshot.exists(run_url, cur_nimg)] == [20, 40, 50, 95]
+    best = snapshot.best(run_url)
+    assert best is not None
+    assert (snapshot.load(best[0]).config.cur_nimg, best[1]) == (20, 3.0)
+    assert snapshot.was_taken(run_url, 1, 10)
+    assert len(list(tmp_path.glob("snapshots/*/*.safetensors"))) == 4 * 2
+    assert snapshot.clock(snapshot.find(run_url)) == 95

@@ -22,11 +22,24 @@ def put_stats(run_url: str, attempt: int, tick: int, stats: Mapping[str, float])
     line = json.dumps(stats, sort_keys=True) + "\n"
     storage.put_if_absent(storage.join(run_url, "stats", f"{attempt:04d}-{tick:06d}.jsonl"), line.encode())
     name = f"events.out.tfevents.{tick:010d}.{attempt:04d}"
-    storage.put_if_absent(storage.join(run_url, "tensorboard", name), _tensorboard(stats))
+    storage.put_if_absent(storage.join(run_url, "tensorboard", name), _tensorboard(stats, int(stats["cur_nimg"])))
+
+
+def put_fid(run_url: str, attempt: int, cur_nimg: int, fid: float) -> None:
+    """FID of the snapshot of a tick, as another segment of that tick: it comes when others are over.
+
+    TensorBoard gets it as a run of its own, since it looks for new files of a run behind those it has read.
+    """
+    line = json.dumps({"cur_nimg": cur_nimg, "fid": fid}, sort_keys=True) + "\n"
+    name = f"{attempt:04d}-fid-{cur_nimg:012d}.jsonl"
+    storage.put_if_absent(storage.join(run_url, "stats", name), line.encode())
+    name = f"events.out.tfevents.{attempt:04d}.{cur_nimg:012d}"
+    storage.put_if_absent(storage.join(run_url, "tensorboard", "fid", name), _tensorboard({"fid": fid}, cur_nimg))
 
 
 def read_stats(run_url: str) -> list[dict[str, float]]:
-    """All ticks of a run by `cur_nimg`, without those that a rollback undid."""
+    """All ticks of a run by `cur_nimg`, without those that a rollback undid. Those of snapshots have `fid` too, when it
+    is known."""
     stretches = _stretches(run_url)
     merged: dict[float, dict[str, float]] = {}
     for entry in storage.list_entries(storage.join(run_url, "stats")):
@@ -35,7 +48,7 @@ def read_stats(run_url: str) -> list[dict[str, float]]:
             stats = json.loads(line)
             within = [of for began_nimg, of in stretches if began_nimg < stats["cur_nimg"]]
             if within[-1] == attempt:
-                merged[stats["cur_nimg"]] = stats
+                merged.setdefault(stats["cur_nimg"], {}).update(stats)
     return [merged[cur_nimg] for cur_nimg in sorted(merged)]
 
 
@@ -108,10 +121,10 @@ def read_positions(run_url: str) -> pa.Table:
     return taken.take(pa.array(len(taken) - 1 - first))
 
 
-def _tensorboard(stats: Mapping[str, float]) -> bytes:
+def _tensorboard(stats: Mapping[str, float], cur_nimg: int) -> bytes:
     """An event file with one scalar a statistic, written to a folder of its own and read back."""
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
             for name, value in stats.items():
-                writer.add_scalar(name, value, int(stats["cur_nimg"]))
+                writer.add_scalar(name, value, cur_nimg)
         return next(Path(folder).iterdir()).read_bytes()

@@ -20,6 +20,7 @@ from pipeline.gan import step as gan_step
 from pipeline.gan.pixels import to_network
 from pipeline.gan.sample import sample
 from pipeline.gan.step import Rows
+from pipeline.snapshot import SnapshotConfig, Taken
 from pipeline.stream.batches import Batch
 from pipeline.train import checkpoint, finetune, log, ownership
 from pipeline.train.checkpoint import Checkpoint, State
@@ -87,7 +88,7 @@ class _Trainer:
         self.taken: list[NDArray[np.int64]] = []
         self.wait_sec, self.checkpoint_sec = 0.0, 0.0
         self.tick_start, self.tick_nimg = time.perf_counter(), self.cur_nimg
-        self.pending: Future[None] | None = None
+        self.pending: dict[str, Future[None]] = {}
         self.preempted, self.asks_every = False, _ASKS_FIRST
 
     def _inherit(self) -> None:
@@ -115,8 +116,8 @@ class _Trainer:
     def train(self, batches: Iterator[Batch], outlets: Outlets) -> None:
         """Iterate to the end, with a tick at each of its multiples, and leave a checkpoint and a snapshot."""
         train = self.spec.train
-        tick_every = train.iterations(train.tick_kimg) * train.batch_size
-        checkpoint_every = -(-train.iterations(train.checkpoint_kimg) * train.batch_size // tick_every) * tick_every
+        checkpoint_every = train.whole_ticks(train.checkpoint_kimg)
+        snapshot_every = train.whole_ticks(train.snapshot_kimg or train.total_kimg)
         staged, shown = on_device(batches, self.world.device), 0.0
         while self.cur_nimg < train.total_nimg:
             self._iterate(staged)
@@ -124,12 +125,15 @@ class _Trainer:
                 shown = time.perf_counter()
                 outlets.progress(self.cur_nimg, self._rates())
             finished = self.cur_nimg == train.total_nimg
-            if self.cur_nimg % tick_every == 0 or finished:
+            if self.cur_nimg % train.tick_nimg == 0 or finished:
                 self._tick(outlets)
+            if self.cur_nimg % snapshot_every == 0 and not finished:
+                average_buffers(self.nets.D, self.world)
+                self._snapshot(at_end=False)
             if self.cur_nimg % checkpoint_every == 0 or finished or self._preempted(outlets):
                 self._checkpoint(wait=finished)
+        self._snapshot(at_end=True)
         if self.world.rank == 0:
-            self._snapshot()
             outlets.progress(self.cur_nimg, {})
         self._raise_what_writing_met(wait=True)
 
@@ -244,13 +248,19 @@ class _Trainer:
         if self.world.rank != 0:
             return
         must = wait or self.preempted or self.spec.train.deterministic
-        if self.pending is not None and not self.pending.done() and not must:
-            self._event("checkpoint_left_out", reason="the one before is still being written")
+        if self._left_out("checkpoint", must=must):
             return
-        self.pending = self._write(_save_checkpoint, self.spec, self._state(), self.passed_over)
+        self.pending["checkpoint"] = self._write(_save_checkpoint, self.spec, self._state(), self.passed_over)
         self.checkpoint_sec += time.perf_counter() - started
         if wait:
             self._raise_what_writing_met(wait=True)
+
+    def _left_out(self, kind: str, *, must: bool) -> bool:
+        """Whether this one is left out, and said to be: it need not be written, and the one before still is."""
+        left_out = kind in self.pending and not self.pending[kind].done() and not must
+        if left_out:
+            self._event(f"{kind}_left_out", reason="the one before is still being written")
+        return left_out
 
     def _write(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
         """Call it in the background; one thread, so that writes keep their order. While the store is not to be reached
@@ -281,9 +291,12 @@ class _Trainer:
         control = {"attempt": self.attempt, "augment_p": self.augment_p, **factors}
         return State(tensors=tensors, control=control, progress=progress, config=self.spec.identity)
 
-    def _snapshot(self) -> None:
+    def _snapshot(self, *, at_end: bool) -> None:
+        """Hand copies of G_ema and D to the background writer, or leave them out, as with a checkpoint."""
         spec = self.spec
-        config = snapshot.SnapshotConfig(
+        if self.world.rank != 0 or self._left_out("snapshot", must=at_end or spec.train.deterministic):
+            return
+        config = SnapshotConfig(
             network=spec.network,
             shape=spec.shape,
             classes=spec.classes,
@@ -292,9 +305,8 @@ class _Trainer:
             lineage=spec.lineage,
             class_counts=spec.class_counts,
         )
-        ownership.check(spec.run_url, spec.owner)
-        url = snapshot.save(spec.run_url, config, self.nets.G_ema, self.nets.D)
-        self._event("finished", snapshot=url)
+        states = {name: checkpoint.to_cpu(getattr(self.nets, name).state_dict()) for name in ("G_ema", "D")}
+        self.pending["snapshot"] = self._write(_save_snapshot, spec, config, states, self.attempt, at_end)
 
     def _event(self, kind: str, **fields: Any) -> None:
         put_event = functools.partial(log.put_event, kind=kind, cur_nimg=self.cur_nimg, **fields)
@@ -309,3 +321,19 @@ def _save_checkpoint(spec: RunSpec, state: State, passed_over: Collection[int]) 
     checkpoint.prune(spec.run_url, spec.train.num_to_keep, passed_over)
     elapsed_sec = round(time.perf_counter() - started, 3)
     log.put_event(spec.run_url, spec.owner, "checkpoint", number=number, cur_nimg=cur_nimg, write_sec=elapsed_sec)
+
+
+def _save_snapshot(
+    spec: RunSpec, config: SnapshotConfig, states: Mapping[str, Mapping[str, torch.Tensor]], attempt: int, at_end: bool
+) -> None:
+    """What it does with the networks' weights: nothing where a run that was resumed has come by before."""
+    if not at_end and snapshot.was_taken(spec.run_url, attempt, config.cur_nimg):
+        return
+    ownership.check(spec.run_url, spec.owner)
+    url = snapshot.save_states(spec.run_url, config, states)
+    if spec.train.snapshot_kimg:
+        name = url.rpartition("/")[2]
+        taken = Taken(attempt=attempt, cur_nimg=config.cur_nimg, name=name, at_end=at_end)
+        snapshot.note_taken(spec.run_url, taken)
+    kind = "finished" if at_end else "snapshot"
+    log.put_event(spec.run_url, spec.owner, kind, cur_nimg=config.cur_nimg, snapshot=url)

@@ -34,6 +34,7 @@ from pipeline.train.ownership import OwnershipError
 from pipeline.train.ranks import World
 from pipeline.train.ray_board import open_board
 from pipeline.train.ray_elastic import ElasticTrainer
+from pipeline.train.ray_fid import Fids
 from pipeline.train.spec import RunSpec
 from pipeline.train.watchdog import Watchdog
 from pipeline.train.workers import ResourceError, Workers
@@ -55,16 +56,19 @@ def fit(
 ) -> None:
     """Train to the end of the run, through worker deaths. The caller owns the run (see `ownership`).
 
-    `on_progress` hears cur_nimg and what to show, `on_wait` that workers find no room. Raises what a rank raised for
-    the user, or TrainError.
+    `on_progress` hears cur_nimg and what to show, `on_wait` that workers find no room, or that FIDs will be missing.
+    Raises what a rank raised for the user, or TrainError.
     """
     seen = log.read_stats(spec.run_url)
     board = open_board(int(seen[-1]["cur_nimg"]) if seen else 0)
+    fids = Fids(spec, reader.index)
     done = _in_thread(_trainer(spec, reader, workers, board).fit)
     try:
-        _follow(done, board, workers, on_progress, on_wait)
+        _follow(done, board, workers, fids, on_progress, on_wait)
     except ray.train.TrainingFailedError as error:
         raise ray.get(board.failure.remote()) or _plain(error) from error
+    finally:
+        fids.stop()
 
 
 def _trainer(spec: RunSpec, reader: ChunkReader, workers: Workers, board: Any) -> TorchTrainer:
@@ -114,14 +118,18 @@ def _follow(
     done: Future[None],
     board: Any,
     workers: Workers,
+    fids: Fids,
     on_progress: Callable[[int, Mapping[str, Any]], None],
     on_wait: Callable[[str], None],
 ) -> None:
-    """Wait for the end and pass on what the board says. Raises TrainError where no rank is heard for too long."""
+    """Wait for the end, then for FIDs, and pass on what the board and they say.
+
+    Raises TrainError where no rank is heard for too long.
+    """
     said = False
     while not concurrent.futures.wait([done], timeout=_LOOK_SEC).done:
         cur_nimg, shown, silent_sec = ray.get(board.state.remote())
-        on_progress(cur_nimg, shown)
+        on_progress(cur_nimg, {**shown, **fids.look()})
         if silent_sec < _SAY_NO_ROOM_SEC:
             said = False
         elif silent_sec > workers.config.no_room_sec:
@@ -130,7 +138,9 @@ def _follow(
             said = True
             on_wait(f"{_no_room(workers)}; waits for it up to {workers.config.no_room_sec:.0f} s")
     done.result()
-    on_progress(*ray.get(board.state.remote())[:2])
+    cur_nimg, shown, _ = ray.get(board.state.remote())
+    on_progress(cur_nimg, shown)
+    fids.wait(functools.partial(on_progress, cur_nimg), on_wait)
 
 
 def _no_room(workers: Workers) -> str:

@@ -33,6 +33,12 @@ class TrainConfig:
     """A checkpoint each so many thousand images; rounded up to whole ticks."""
     num_to_keep: int = 5
     """Checkpoints kept, at least two; older ones are deleted."""
+    snapshot_kimg: float = 0.0
+    """A snapshot each so many thousand images, rounded up to whole ticks, besides that of the end; 0: that alone."""
+    fid_samples: int = 2000
+    """Images whose FID, by a small classifier's features, is told of each snapshot where snapshot_kimg is above 0: a
+    number to compare the snapshots of a run by, of which the newest and the best are kept. 0: none is, and all are
+    kept."""
     max_replaced_fraction: float = 0.01
     """Stop when a larger share of the samples of a tick cannot be read."""
     storage_timeout_sec: float = 600.0
@@ -55,10 +61,22 @@ class TrainConfig:
             raise ConfigError(
                 f"num_to_keep must be at least {MONITOR_LAG} so that a run can go back, not {self.num_to_keep}"
             )
+        if self.snapshot_kimg < 0 or self.fid_samples < 0 or self.fid_samples == 1:
+            raise ConfigError("snapshot_kimg must be at least 0, and fid_samples 0 or at least 2")
 
     def iterations(self, kimg: float) -> int:
         """Whole iterations that see at least so many thousand images."""
         return max(1, -(-round(kimg * 1000) // self.batch_size))
+
+    def whole_ticks(self, kimg: float) -> int:
+        """Images of the fewest whole ticks that see at least so many thousand."""
+        wanted = self.iterations(kimg) * self.batch_size
+        return -(-wanted // self.tick_nimg) * self.tick_nimg
+
+    @property
+    def tick_nimg(self) -> int:
+        """Images of a tick."""
+        return self.iterations(self.tick_kimg) * self.batch_size
 
     @property
     def total_nimg(self) -> int:

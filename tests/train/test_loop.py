@@ -1,6 +1,7 @@
 """The loop of one rank, without Ray: the clock, ticks, and a resume that changes nothing."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,8 @@ def test_without_bf16_in_hardware_it_is_float32_and_says_so(
         ({"batch_size": 10, "num_lanes": 4}, "not a multiple"),
         ({"total_kimg": 0.0}, "total_kimg must be above 0"),
         ({"num_to_keep": 0}, "num_to_keep"),
+        ({"snapshot_kimg": -1.0}, "snapshot_kimg must be at least 0"),
+        ({"fid_samples": 1}, "fid_samples 0 or at least 2"),
     ],
 )
 def test_settings_that_mean_nothing(settings: dict[str, Any], why: str) -> None:
@@ -221,3 +224,79 @@ def test_a_former_owner_stops_at_a_tick(tmp_path: Path, reader: ChunkReader) -> 
     with pytest.raises(OwnershipError, match="owner 2 has taken over from owner 1"):
         train(spec_of(url, reader, total_kimg=16.0, checkpoint_kimg=16.0), reader)
     assert log.read_stats(url)[-1]["cur_nimg"] < 8000
+
+
+def test_snapshots_at_intervals_change_nothing_else(tmp_path: Path, reader: ChunkReader) -> None:
+    """Rounded up to whole ticks; the end's comes besides."""
+    plain, url = str(tmp_path / "plain"), str(tmp_path / "run")
+    train(spec_of(plain, reader), reader)
+    train(spec_of(url, reader, snapshot_kimg=0.05, checkpoint_kimg=0.04), reader)
+    assert_bit_equal(final_state(url)[1], final_state(plain)[1])
+    events = {kind: list(events_of(url, kind)) for kind in ("snapshot", "finished")}
+    assert {kind: [event["cur_nimg"] for event in told] for kind, told in events.items()} == {
+        "snapshot": [80],
+        "finished": [160],
+    }
+    taken = snapshot.load(events["snapshot"][0]["snapshot"])
+    assert taken.config.cur_nimg == 80
+    earlier = checkpoint.latest_valid(url, lambda _: None, damaged={3, 4})
+    assert earlier is not None
+    assert earlier.cur_nimg == 80
+    assert_bit_equal(taken.G_ema.state_dict(), checkpoint.load(url, earlier).tensors["G_ema"])
+    assert snapshot.find(url) == events["finished"][0]["snapshot"]
+
+
+def events_of(url: str, kind: str) -> Iterator[Mapping[str, Any]]:
+    return (event for event in log.read_events(url) if event["event"] == kind)
+
+
+def test_a_resumed_run_takes_no_snapshot_twice(tmp_path: Path, reader: ChunkReader) -> None:
+    """Not even one that has been removed since; one that was missed is no error."""
+    url = str(tmp_path)
+    spec = spec_of(url, reader, snapshot_kimg=0.04, checkpoint_kimg=0.16)
+
+    def die(cur_nimg: int, _: Mapping[str, Any]) -> None:
+        if cur_nimg == 120:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(spec, WORLD, None, batches_from(reader, 0), Outlets(progress=die, report=lambda _: None))
+    assert [event["cur_nimg"] for event in events_of(url, "snapshot")] == [40, 80]
+    first, second = (taken.url(url) for taken in snapshot.without_fid(url))
+    storage.delete(f"{first}/config.json")
+    storage.delete(f"{url}/snapshots/taken/0001-000000000080.json")
+    train(spec, reader)
+    assert [event["cur_nimg"] for event in events_of(url, "snapshot")] == [40, 80, 80, 120]
+    assert not snapshot.exists(url, 40)
+    assert [taken.url(url) for taken in snapshot.without_fid(url)][1] == second  # the same weights
+    assert [taken.at_end for taken in snapshot.without_fid(url)] == [False, False, False, True]
+
+
+def test_a_snapshot_is_written_beside_training(
+    tmp_path: Path, reader: ChunkReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training is over before the first is written, and others are left out meanwhile, but for the end's."""
+    url, reached, save = str(tmp_path), threading.Event(), snapshot.save_states
+
+    def slow(*arguments: Any) -> str:
+        assert reached.wait(30)
+        return save(*arguments)
+
+    def progress(cur_nimg: int, _: Mapping[str, Any]) -> None:
+        if cur_nimg == 160:
+            reached.set()
+
+    monkeypatch.setattr(snapshot, "save_states", slow)
+    spec = spec_of(url, reader, snapshot_kimg=0.04, checkpoint_kimg=0.16, deterministic=False)
+    loop.run(spec, WORLD, None, batches_from(reader, 0), Outlets(progress=progress, report=lambda _: None))
+    assert [event["cur_nimg"] for event in events_of(url, "snapshot")] == [40]
+    assert [event["cur_nimg"] for event in events_of(url, "snapshot_left_out")] == [80, 120]
+    assert [event["cur_nimg"] for event in events_of(url, "finished")] == [160]
+
+
+def test_a_former_owner_takes_no_snapshot(tmp_path: Path, reader: ChunkReader) -> None:
+    url = str(tmp_path)
+    storage.put_if_absent(f"{url}/owners/000002.json", b"{}")
+    with pytest.raises(OwnershipError):
+        train(spec_of(url, reader, snapshot_kimg=0.04), reader)
+    assert list(storage.list_entries(f"{url}/snapshots")) == []
