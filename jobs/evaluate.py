@@ -86,6 +86,9 @@ class _Dataset:
 def run(job: EvaluateJob, terminal: Terminal) -> int:
     """Evaluate, or show what was found before; the verdict is the exit code."""
     out, real, gen = storage.resolve(job.out), _open(job.real), _open(job.synthetic)
+    if job.features.weights:  # workers run in other folders
+        weights = storage.resolve(job.features.weights)
+        job = dataclasses.replace(job, features=dataclasses.replace(job.features, weights=weights))
     _check(job, real, gen)
     inputs = {
         "real": real.digest,
@@ -165,21 +168,25 @@ def _sides(job: EvaluateJob, real: _Dataset, gen: _Dataset) -> Sides:
 def _snapshot(job: EvaluateJob, gen: _Dataset, terminal: Terminal) -> Snapshot | None:
     """The one that made the images: as named, or where their maker had it from. Raises InputError for another one."""
     wanted = gen.record.lineage.get("snapshot_digest")
+    if wanted is None and job.snapshot:
+        raise InputError(f"{gen.url} does not say which snapshot made it; leave --snapshot out")
     if job.snapshot:
-        found = snapshot.load(snapshot.find(storage.resolve(job.snapshot)))
-        if found.digest != wanted:
-            raise InputError(f"{job.snapshot}: the images were made by snapshot {wanted}, not by {found.digest}")
-        return found
+        return _that_made(str(wanted), storage.resolve(job.snapshot))
     try:
         made_by = config.mapping_from_yaml(storage.read(storage.join(gen.url, "events", "generate.yaml")).decode())
-        found = snapshot.load(snapshot.find(storage.resolve(str(made_by["snapshot"]))))
-        if found.digest == wanted:
-            return found
-        why = "another one lies there now"
+        return _that_made(str(wanted), storage.resolve(str(made_by["snapshot"])))
     except (InputError, KeyError, UnicodeDecodeError) as error:
-        why = str(error)
-    terminal.warn(f"no snapshot, so no pictures between latents; name it with --snapshot ({why})")
-    return None
+        terminal.warn(f"no snapshot, so no pictures between latents; name it with --snapshot ({error})")
+        return None
+
+
+def _that_made(digest: str, url: str) -> Snapshot:
+    """The snapshot of that digest: a run's, whichever of its snapshots it is, or the one at the URL."""
+    of_run = snapshot.url_of(url, digest)
+    found = snapshot.load(of_run if snapshot.is_one(of_run) else snapshot.find(url))
+    if found.digest != digest:
+        raise InputError(f"{url}: the images were made by snapshot {digest}, and this is {found.digest}; name that one")
+    return found
 
 
 def _tools(job: EvaluateJob, bars: "_Bars") -> Tools:
@@ -232,8 +239,10 @@ def _body(
 
 
 def _store(url: str, data: bytes) -> None:
+    """Of what report.json has not committed, another one may lie there: it goes."""
     if storage.put_if_absent(url, data) is storage.Put.OTHER:
-        raise InputError(f"{url}: another one lies there, of an evaluation that was not finished; choose another --out")
+        storage.delete(url)
+        storage.put_if_absent(url, data)
 
 
 def _stored(out: str, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -10,6 +10,7 @@ from jobs import cli, evaluate, generate, prepare, recipes, train
 from jobs.terminal import Terminal
 from pipeline import images, storage
 from pipeline.dataset import record, sheet
+from pipeline.errors import InputError
 from pipeline.evaluate.gates import GateConfig
 from pipeline.evaluate.ray_evaluate import EvaluateConfig
 from pipeline.gan.networks.build import NetworkConfig
@@ -65,11 +66,17 @@ def run(job: RunJob, terminal: Terminal) -> int:
     evaluate_job = evaluate.EvaluateJob(
         real=real, synthetic=synthetic, snapshot=training, out=report, evaluate=job.evaluate, gates=job.gates
     )
-    code = prepare.run(prepare_job, terminal) or train.run(train_job, terminal) or generate.run(generate_job, terminal)
+    code = prepare.run(prepare_job, terminal)
+    if code != cli.EXIT_DONE:
+        return code
+    judged = evaluate_job.reference_split in record.read(real)[0].splits
+    if not judged and job.gates != GateConfig():
+        raise InputError(f"gates are set, and {job.source} has no folder test/ to judge by; add one, or leave them out")
+    code = train.run(train_job, terminal) or generate.run(generate_job, terminal)
     if code != cli.EXIT_DONE:
         return code
     picture = _picture(out, real, synthetic)
-    if evaluate_job.reference_split in record.read(real)[0].splits:
+    if judged:
         code = evaluate.run(evaluate_job, terminal)
     else:
         terminal.warn("no evaluation: the source has no folder test/ of images that are not trained on")

@@ -23,8 +23,8 @@ from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 FORMAT = 1
 _CONFIG = "config.json"
 _WEIGHTS = ("G_ema", "D")
-_TAKEN, _FIDS = "snapshots/taken", "fid"
-"""Series of a run that trains: what it took, and the FID of each."""
+_TAKEN, _ENDS, _FIDS = "snapshots/taken", "snapshots/ends", "fid"
+"""Series of a run that trains: what it took, what of that it ended with, and the FID of each."""
 
 
 class SnapshotError(InputError):
@@ -76,8 +76,6 @@ class Taken:
     """Images seen."""
     name: str
     """Of its folder below `<run>/snapshots/`."""
-    at_end: bool
-    """The run ended there: no interval made it, and it stays."""
 
     def url(self, run_url: str) -> str:
         """Where it lies."""
@@ -104,16 +102,26 @@ def save_states(run_url: str, config: SnapshotConfig, states: Mapping[str, Mappi
         "weights": {name: hashlib.sha256(data).hexdigest() for name, data in weights.items()},
     }
     data = canonical_json(body)
-    url = storage.join(run_url, "snapshots", hashlib.sha256(data).hexdigest()[:16])
+    url = url_of(run_url, hashlib.sha256(data).hexdigest())
     for name, stored in weights.items():
         storage.put_if_absent(storage.join(url, f"{name}.safetensors"), stored)
     storage.put_if_absent(storage.join(url, _CONFIG), data)
     return url
 
 
+def url_of(run_url: str, digest: str) -> str:
+    """Where a run has the snapshot of this digest, if it has it."""
+    return storage.join(run_url, "snapshots", digest[:16])
+
+
+def is_one(url: str) -> bool:
+    """Whether a snapshot lies at a URL."""
+    return storage.stat(storage.join(url, _CONFIG)) is not None
+
+
 def find(url: str) -> str:
     """The snapshot that a URL names: itself, or the furthest trained one of a run. Raises SnapshotError."""
-    if storage.stat(storage.join(url, _CONFIG)) is not None:
+    if is_one(url):
         return url
     folder = storage.join(url, "snapshots")
     configs = [entry.name for entry in storage.list_entries(folder) if entry.name.endswith(f"/{_CONFIG}")]
@@ -168,6 +176,11 @@ def note_taken(run_url: str, taken: Taken) -> None:
     _note(run_url, _TAKEN, taken, {})
 
 
+def note_end(run_url: str, taken: Taken) -> None:
+    """Note that a run ended with a snapshot that was noted, be it one that an interval made: it stays."""
+    _note(run_url, _ENDS, taken, {})
+
+
 def note_fid(run_url: str, taken: Taken, fid: float) -> None:
     """Note the FID of a snapshot that was noted."""
     _note(run_url, _FIDS, taken, {"fid": fid})
@@ -189,10 +202,10 @@ def prune(run_url: str) -> None:
 
     Only the owner of the run may.
     """
-    found, newest = _with_fid(run_url), max(_keys(run_url, _TAKEN), default="")
+    found, kept = _with_fid(run_url), {*_keys(run_url, _ENDS), max(_keys(run_url, _TAKEN), default="")}
     lowest = min((fid for _, fid in found), default=0.0)
     for taken, fid in found:
-        if fid > lowest and not taken.at_end and _key(taken.attempt, taken.cur_nimg) != newest:
+        if fid > lowest and _key(taken.attempt, taken.cur_nimg) not in kept:
             for name in (_CONFIG, *(f"{name}.safetensors" for name in _WEIGHTS)):  # config.json first: then it is none
                 storage.delete(storage.join(taken.url(run_url), name))
 

@@ -59,8 +59,10 @@ def test_of_those_at_intervals_the_newest_and_the_best_stay(tmp_path: Path) -> N
     }
     for (attempt, cur_nimg), fid in fids.items():
         url = snapshot.save(run_url, dataclasses.replace(plain.config, cur_nimg=cur_nimg), plain.G_ema, plain.D)
-        taken = Taken(attempt=attempt, cur_nimg=cur_nimg, name=url.rpartition("/")[2], at_end=cur_nimg == 40)
+        taken = Taken(attempt=attempt, cur_nimg=cur_nimg, name=url.rpartition("/")[2])
         snapshot.note_taken(run_url, taken)
+        if cur_nimg == 40:  # an interval made it; a run that was ended there ends with it
+            snapshot.note_end(run_url, taken)
         assert snapshot.was_taken(run_url, attempt, cur_nimg)
         assert not snapshot.was_taken(run_url, attempt + 1, cur_nimg)
         assert taken in snapshot.without_fid(run_url)

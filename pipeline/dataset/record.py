@@ -91,7 +91,7 @@ class DatasetRecord:
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
     """JSON for a person to read and for a digest to depend on: sorted keys, two spaces, a final newline."""
-    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def encode(record: DatasetRecord) -> bytes:

@@ -21,6 +21,7 @@ def remembered(
     named = config.digest({**identity, "torch": torch.__version__, "recipe": classifier.VERSION})
     url = storage.join(folder_url, f"classifier-{named[:16]}.safetensors")
     if storage.stat(url) is None:
+        storage.probe(folder_url)  # before the work
         network = train()
         storage.put_if_absent(url, classifier.encode(network))
         return network

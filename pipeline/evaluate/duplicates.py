@@ -22,6 +22,8 @@ class Copies:
     """Images a side that the test compares."""
     training_samples: int
     """Training images that they were looked for in."""
+    training_images: int
+    """Of so many that there are."""
     to_training: Neighbours
     """The nearest training image of each."""
     inside: Neighbours
@@ -29,9 +31,9 @@ class Copies:
     repeated_in_reference: int
     """Held-out images with another one nearer than the test's limit."""
     exact_in_training: int
-    """Generated images with the pixels of a training image."""
+    """Generated images equal to a training image, at the size at which classifiers see them."""
     exact_inside: int
-    """Generated images with the pixels of an earlier generated one."""
+    """Generated images equal to an earlier generated one, at that size."""
 
     def report(self) -> Mapping[str, Any]:
         """As JSON will have it."""
@@ -39,12 +41,17 @@ class Copies:
             **dataclasses.asdict(self.test),
             "num_tested": self.num_tested,
             "training_samples": self.training_samples,
-            "findable_share": findable_share(self.num_tested, ALARM),
+            "training_images": self.training_images,
+            "findable_share": self._findable_share(),
             "repeated": int((self.inside.distance < self.test.limit).sum()),
             "repeated_in_reference": self.repeated_in_reference,
             "exact_in_training": self.exact_in_training,
             "exact_inside": self.exact_inside,
         }
+
+    def _findable_share(self) -> float:
+        """Of copies of any training image: only those of images that were looked in can be found."""
+        return min(1.0, findable_share(self.num_tested, ALARM) * self.training_images / self.training_samples)
 
 
 def exact(gen: Pixels, training: Pixels) -> tuple[int, int]:

@@ -20,7 +20,7 @@ Small = NDArray[np.float32]
 CANDIDATES = 32
 """Training images that shifted images are compared with."""
 
-_SIDE = 16
+_SIDE, _AT_ONCE = 16, 1000
 _SHIFTS = (*itertools.product((-1, 0, 1), repeat=2), (0, 2), (0, -2), (2, 0), (-2, 0))
 """In half pixels of the small images."""
 
@@ -53,8 +53,11 @@ def shrunk(pixels: Pixels) -> Small:
     """uint8 [N, R, R, C] → float32 [N, 16, 16, C], or [N, R, R, C] if that is less: means of areas, which JPEG's losses
     and a pixel's shift change little. All that the functions below need of an image.
     """
-    image = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32)
-    small: Small = functional.adaptive_avg_pool2d(image, min(_SIDE, pixels.shape[1])).permute(0, 2, 3, 1).numpy()
+    side = min(_SIDE, pixels.shape[1])
+    small = np.empty((len(pixels), side, side, pixels.shape[3]), np.float32)
+    for start in range(0, len(pixels), _AT_ONCE):
+        image = torch.tensor(pixels[start : start + _AT_ONCE]).permute(0, 3, 1, 2).to(torch.float32)
+        small[start : start + _AT_ONCE] = functional.adaptive_avg_pool2d(image, side).permute(0, 2, 3, 1).numpy()
     return small
 
 

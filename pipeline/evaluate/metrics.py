@@ -51,7 +51,7 @@ def compare(reference: Described, other: Described) -> Mapping[str, Estimate]:
         "coverage": near.covered.astype(np.float64),
     }
     result = {
-        "fid": fid_of_groups(*([moments(group) for group in side] for side in sides)),
+        "fid": fid_of(reference, other),
         "kid": kid_of_groups(*sides),
         **{name: of_groups(np.array_split(values, GROUPS), _mean) for name, values in means.items()},
         "inception_score": of_groups(np.array_split(other.logits, GROUPS), inception_score),
@@ -60,17 +60,23 @@ def compare(reference: Described, other: Described) -> Mapping[str, Estimate]:
     return result
 
 
-def of_classes(reference: Described, other: Described, num_classes: int) -> Mapping[int, tuple[Described, Described]]:
-    """What there is to compare of each class: as many samples a side as the smaller has, the first of them. A class
-    with fewer than 2 · GROUPS on one side is left out.
+def of_classes(sides: Sequence[Described], num_classes: int) -> Mapping[int, Sequence[Described]]:
+    """What there is of each class on each side, the first samples of it: as many as the side with the fewest has. A
+    class with fewer than 2 · GROUPS on one side is left out.
     """
     result = {}
     for label in range(num_classes):
-        rows = [np.flatnonzero(side.labels == label) for side in (reference, other)]
+        rows = [np.flatnonzero(side.labels == label) for side in sides]
         count = min(map(len, rows))
         if count >= 2 * GROUPS:
-            result[label] = (reference.of(rows[0][:count]), other.of(rows[1][:count]))
+            result[label] = [side.of(some[:count]) for side, some in zip(sides, rows, strict=True)]
     return result
+
+
+def fid_of(reference: Described, other: Described) -> Estimate:
+    """FID alone, of samples as `compare` takes them."""
+    sides = (np.array_split(side.features, GROUPS) for side in (reference, other))
+    return fid_of_groups(*([moments(group) for group in side] for side in sides))
 
 
 def of_groups(groups: Sequence[NDArray[np.floating]], statistic: Callable[[NDArray[np.floating]], float]) -> Estimate:

@@ -28,7 +28,7 @@ class Subject:
     reference: Described
     """Real images that nothing has seen."""
     others: Mapping[str, Described]
-    """Sets to compare with it, by name; "synthetic" is one."""
+    """Sets to compare with it, by name; "synthetic" is one, and "real" another."""
     num_classes: int
     """Of both the reference and the synthetic set; 0: nothing to compare by class."""
     gen: Pixels
@@ -37,8 +37,22 @@ class Subject:
     """Those of the reference, [N, S, S, C]."""
     training: Pixels
     """Images that copies are looked for in, [M, S, S, C]."""
+    training_images: int
+    """Of so many that there are."""
     alike: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Rows of the reference and of the synthetic set that the test for copies compares, equally many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfClass:
+    """What was found of one class."""
+
+    num_samples: int
+    """Of each set."""
+    metrics: Estimates
+    """Of the synthetic images."""
+    real_fid: Estimate
+    """Of as many real ones of "real": FID depends on how many there are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +61,8 @@ class Compared:
 
     others: Mapping[str, Estimates]
     """By name of the set."""
-    classes: Mapping[int, Estimates]
-    """Of the synthetic set, by label."""
+    classes: Mapping[int, OfClass]
+    """By label."""
     copies: Copies
 
 
@@ -63,14 +77,23 @@ def compared(subject: Subject, on_progress: Callable[[int, int], None] = lambda 
         work["within", side] = (memorisation.within, images)
     for name, other in subject.others.items():
         work["other", name] = (metrics.compare, reference, other)
-    pairs = metrics.of_classes(subject.reference, subject.others["synthetic"], subject.num_classes)
-    for label, pair in pairs.items():
-        work["class", label] = (metrics.compare, *pair)
+    sides = [subject.reference, subject.others["synthetic"], subject.others["real"]]
+    classes = metrics.of_classes(sides, subject.num_classes)
+    for label, (of_reference, gen, real) in classes.items():
+        work["class", label] = (metrics.compare, of_reference, gen)
+        work["real class", label] = (metrics.fid_of, of_reference, real)
     found = spread(work, lambda _: on_progress(1, len(work)))
     near = {side: _joined([found[key] for key in work if key[:2] == ("to_training", side)]) for side in small}
     return Compared(
         others={name: found["other", name] for name in subject.others},
-        classes={label: found["class", label] for label in pairs},
+        classes={
+            label: OfClass(
+                num_samples=len(of_class[0].labels),
+                metrics=found["class", label],
+                real_fid=found["real class", label],
+            )
+            for label, of_class in classes.items()
+        },
         copies=_copies(subject, near, {side: found["within", side] for side in small}),
     )
 
@@ -89,6 +112,7 @@ def _copies(subject: Subject, near: Mapping[str, Neighbours], inside: Mapping[st
         test=test,
         num_tested=len(gen),
         training_samples=len(subject.training),
+        training_images=subject.training_images,
         to_training=near["gen"],
         inside=inside["gen"],
         repeated_in_reference=int((inside["held_out"].distance < test.limit).sum()),

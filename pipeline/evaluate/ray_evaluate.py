@@ -130,7 +130,8 @@ def evaluate(sides: Sides, config: EvaluateConfig, tools: Tools) -> Evaluation:
     """The same again for the same sets, configuration, torch and hardware; needs a running Ray. Raises EvaluateError
     for sets too small to compare, and what reading raises.
     """
-    count = min(config.num_samples, *(one.num_samples for one in (sides.training, sides.reference, sides.gen)))
+    sizes = [one.num_samples for one in (sides.training, sides.reference, sides.gen)]
+    count = min(config.num_samples, config.training_samples, *sizes)
     if count < 2 * metrics.GROUPS:
         raise EvaluateError(f"the smallest set has {count} images, and {2 * metrics.GROUPS} are the fewest; make more")
     training = chosen(sides.training.num_samples, config.training_samples, config.seed)
@@ -153,6 +154,7 @@ def evaluate(sides: Sides, config: EvaluateConfig, tools: Tools) -> Evaluation:
         gen=gen.look.pixels,
         held_out=reference.look.pixels,
         training=real.pixels,
+        training_images=sides.training.num_samples,
         alike=_alike(reference.labels, gen.labels, sides),
     )
     result = compared(subject, lambda done, total: tools.say("compare", done, total))
@@ -198,10 +200,12 @@ def _domain_classifier(real: Samples, apart: _Apart, sides: Sides, config: Evalu
     num_classes = len(sides.classes) if sides.labelled else 4
     recipe = Recipe(steps=config.classifier_steps, seed=config.seed)
 
+    def heard(_: int) -> None:
+        tools.say("train the classifier", 1, recipe.steps)
+
     def train() -> Classifier:
         learnt = real.of(apart.learnt)
         pixels, labels = (learnt.pixels, learnt.labels) if sides.labelled else rotated(learnt.pixels)
-        heard = lambda _: tools.say("train the classifier", 1, recipe.steps)  # noqa: E731
         return train_classifier(pixels, labels, num_classes, recipe, heard)
 
     identity = {
@@ -283,7 +287,13 @@ def _utility(real: Samples, reference: Seen, sides: Sides, config: EvaluateConfi
         on_progress=lambda steps: tools.say("train on real and synthetic images", steps, total),
     )
     of_arms = {
-        name: {"mean": arm.mean, "spread": arm.spread, "classes": list(arm.of_classes)} for name, arm in arms.items()
+        name: {
+            "mean": arm.mean,
+            "spread": arm.spread,
+            "above_guessing": arm.balanced - 1 / len(sides.classes),
+            "classes": list(arm.of_classes),
+        }
+        for name, arm in arms.items()
     }
     return {"worth": utility.worth(arms, len(sides.classes)), "arms": of_arms}
 
@@ -303,13 +313,30 @@ def _notices(found: Mapping[str, Any], reference: Seen, gen: Seen, sides: Sides,
             "learnt from."
         )
     if sides.shape.fit is not None:
-        notices.append(f"Images of another size were brought to {sides.shape.resolution}² pixels ({sides.shape.fit}).")
-    return notices + (_of_classes(reference.labels, gen.labels, sides) if sides.comparable else [])
+        channels = "grey" if sides.shape.channels == 1 else "RGB"
+        notices.append(
+            f"Images that were not {sides.shape.resolution}² {channels} were brought to that ({sides.shape.fit})."
+        )
+    searched, there = (found["memorisation"][name] for name in ("training_samples", "training_images"))
+    if searched < there:
+        notices.append(f"Copies were looked for in {searched:,} of {there:,} training images.")
+    if "utility" in found and found["utility"]["arms"]["real"]["above_guessing"] < utility.LEAST:
+        notices.append(
+            "Real images teach the classifier nothing here, so what synthetic ones are worth is not known: 0."
+        )
+    return notices + (_of_classes(found, reference.labels, gen.labels, sides) if sides.comparable else [])
 
 
-def _of_classes(reference: NDArray[np.int64], gen: NDArray[np.int64], sides: Sides) -> list[str]:
-    shares = [np.bincount(labels, minlength=len(sides.classes)) / len(labels) for labels in (reference, gen)]
+def _of_classes(
+    found: Mapping[str, Any], reference: NDArray[np.int64], gen: NDArray[np.int64], sides: Sides
+) -> list[str]:
     notices = []
+    few = len(sides.classes) - len(found["classes"])
+    if few:
+        notices.append(
+            f"{few} classes have fewer than {2 * metrics.GROUPS} images on a side: not compared by themselves."
+        )
+    shares = [np.bincount(labels, minlength=len(sides.classes)) / len(labels) for labels in (reference, gen)]
     for side, share in zip(("reference", "synthetic"), shares, strict=True):
         missing = [sides.classes[label] for label in np.flatnonzero(share == 0)]
         if missing:
@@ -332,7 +359,7 @@ def _numbers(result: Compared, sides: Sides) -> dict[str, Any]:
     others = {name: _plain(one) for name, one in result.others.items()}
     found = {"metrics": others.pop("synthetic"), "anchors": others, "memorisation": result.copies.report()}
     if sides.comparable:
-        found["classes"] = {sides.classes[label]: _plain(one) for label, one in result.classes.items()}
+        found["classes"] = {sides.classes[label]: dataclasses.asdict(one) for label, one in result.classes.items()}
     return found
 
 

@@ -17,10 +17,14 @@ def spread(work: Mapping[Key, tuple[Any, ...]], on_done: Callable[[Key], None] =
     """
     tasks = {_called.remote(*piece): key for key, piece in work.items()}
     found, waiting = {}, list(tasks)
-    while waiting:
-        (done,), waiting = ray.wait(waiting)
-        found[tasks[done]] = ray.get(done)
-        on_done(tasks[done])
+    try:
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            found[tasks[done]] = ray.get(done)
+            on_done(tasks[done])
+    finally:
+        for task in waiting:  # after an error: the cluster may outlive this process
+            ray.cancel(task, force=True)
     return {key: found[key] for key in work}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,10 @@ ARMS: Mapping[str, Arm] = {
 of them was trained on."""
 
 
+LEAST = 0.02
+"""Of accuracy above guessing that a classifier must reach on real images before others are measured by it."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Of one arm on the real test images, over its seeds."""
@@ -72,9 +77,13 @@ def told_right(
 ) -> NDArray[np.bool_]:
     """Train on an arm of real and generated images: whether each test image was told right, [M]."""
     taken = [images for images, is_taken in ((real, arm.real), (gen, arm.gen)) if is_taken]
-    pixels, labels = (np.concatenate([getattr(one, name) for one in taken]) for name in ("pixels", "labels"))
+    pixels, labels = (_together([getattr(one, name) for one in taken]) for name in ("pixels", "labels"))
     network = train_classifier(pixels, labels, num_classes, Recipe(steps=steps, seed=seed, flip=arm.flip))
     return np.asarray(predicted(network, test.pixels) == test.labels)
+
+
+def _together(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def accuracy(right: Sequence[NDArray[np.bool_]], labels: NDArray[np.int64], num_classes: int) -> Accuracy:
@@ -88,6 +97,9 @@ def accuracy(right: Sequence[NDArray[np.bool_]], labels: NDArray[np.int64], num_
 
 
 def worth(arms: Mapping[str, Accuracy], num_classes: int) -> float:
-    """What generated images teach of what real ones teach: accuracy over classes, counted from that of guessing."""
+    """What generated images teach of what real ones teach: accuracy over classes, counted from that of guessing. 0
+    where real ones teach nothing either, less than LEAST: then nothing is known of the others.
+    """
     chance = 1 / num_classes
-    return (arms["synthetic"].balanced - chance) / max(arms["real"].balanced - chance, 1e-9)
+    real = arms["real"].balanced - chance
+    return (arms["synthetic"].balanced - chance) / real if real >= LEAST else 0.0

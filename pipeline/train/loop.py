@@ -333,7 +333,9 @@ def _save_snapshot(
     url = snapshot.save_states(spec.run_url, config, states)
     if spec.train.snapshot_kimg:
         name = url.rpartition("/")[2]
-        taken = Taken(attempt=attempt, cur_nimg=config.cur_nimg, name=name, at_end=at_end)
+        taken = Taken(attempt=attempt, cur_nimg=config.cur_nimg, name=name)
         snapshot.note_taken(spec.run_url, taken)
+        if at_end:
+            snapshot.note_end(spec.run_url, taken)
     kind = "finished" if at_end else "snapshot"
     log.put_event(spec.run_url, spec.owner, kind, cur_nimg=config.cur_nimg, snapshot=url)

@@ -30,6 +30,10 @@ def _estimates(name: str, times: float = 1.0) -> dict[str, dict[str, float]]:
     return {of: {"value": value, "error": max(abs(value) * 0.0237, 0.00011)} for of, value in values.items()}
 
 
+def _class(times: float, count: int) -> dict[str, Any]:
+    return {"num_samples": count, "metrics": _estimates("synthetic", times), "real_fid": _estimates("real")["fid"]}
+
+
 def whole_report() -> dict[str, Any]:
     """Of ten classes, with everything that a report can have."""
     count = len(CLASSES)
@@ -50,13 +54,14 @@ def whole_report() -> dict[str, Any]:
         "notices": ["The labels of synthetic images were chosen in the proportions of the training split."],
         "metrics": _estimates("synthetic"),
         "anchors": {name: _estimates(name) for name in _SETS if name != "synthetic"},
-        "classes": {name: _estimates("synthetic", 1 + place / 7) for place, name in enumerate(CLASSES)},
+        "classes": {name: _class(1 + place / 7, 1001 - place) for place, name in enumerate(CLASSES)},
         "memorisation": {
             "limit": 12.345,
             "near": 4,
             "near_held_out": 10,
             "p_value": 0.9713,
             "num_tested": 9876,
+            "training_images": 60012,
             "findable_share": 0.0031,
             "training_samples": 60_000,
             "repeated": 3,
@@ -124,7 +129,7 @@ def hostile_report() -> dict[str, Any]:
     names = [HOSTILE, *(f"{place:03}" + "W" * 197 for place in range(99))]
     report = whole_report()
     found = report["found"]
-    found["classes"] = {name: _estimates("synthetic", 1 + place / 9) for place, name in enumerate(names)}
+    found["classes"] = {name: _class(1 + place / 9, 100) for place, name in enumerate(names)}
     found["class_names"], found["notices"] = names, [HOSTILE, "n" * 300]
     for arm in found["utility"]["arms"].values():
         arm["classes"] = [arm["mean"]] * len(names)

@@ -55,7 +55,7 @@ def test_classes_are_compared_each_with_its_own(network: Classifier) -> None:
     pixels, labels = labelled(COUNT, seed=2)
     noise = np.where((labels == 3)[:, None, None, None], defects.noisy(pixels, np.arange(COUNT)), pixels)
     few = np.flatnonzero((labels != 0) | (np.arange(COUNT) < 40))  # ten of class 0
-    pairs = of_classes(reference, describe(network, noise, labels).of(few), 4)
+    pairs = of_classes([reference, describe(network, noise, labels).of(few)], 4)
     found = {label: compare(*pair) for label, pair in pairs.items()}
     assert list(found) == [1, 2, 3]
     assert found[3]["fid"].value > 3 * max(found[label]["fid"].value for label in (1, 2))

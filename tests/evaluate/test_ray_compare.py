@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate import ray_compare
-from pipeline.evaluate.memorisation import shrunk, to_training, within
+from pipeline.evaluate.memorisation import findable_share, shrunk, to_training, within
 from pipeline.evaluate.metrics import Described, compare, of_classes
 from pipeline.evaluate.ray_compare import Subject, compared
 from pipeline.evaluate.ray_spread import spread
@@ -35,6 +35,7 @@ def subject() -> Subject:
         gen=gen,
         held_out=held_out,
         training=training,
+        training_images=4000,
         alike=(rows, rows),
     )
 
@@ -43,14 +44,17 @@ def test_tasks_find_what_one_process_finds(subject: Subject, monkeypatch: pytest
     monkeypatch.setattr(ray_compare, "_ROWS", 128)
     heard: list[tuple[int, int]] = []
     found = compared(subject, lambda *done: heard.append(done))
-    assert heard == [(1, 13)] * 13  # 3 parts of either side and 1 within it, 2 sets, 3 classes
+    assert heard == [(1, 16)] * 16  # 3 parts of either side and 1 within it, 2 sets, 3 classes twice
     for name, other in subject.others.items():
         for metric, one in compare(subject.reference, other).items():
             assert found.others[name][metric].value == pytest.approx(one.value, rel=1e-5, abs=1e-7)
             assert found.others[name][metric].error == pytest.approx(one.error, rel=1e-3, abs=1e-7)
-    pairs = of_classes(subject.reference, subject.others["synthetic"], 3)
-    assert list(found.classes) == list(pairs) == [0, 1, 2]
-    assert found.classes[1]["fid"].value == pytest.approx(compare(*pairs[1])["fid"].value, rel=1e-5)
+    classes = of_classes([subject.reference, *subject.others.values()], 3)
+    assert list(found.classes) == list(classes) == [0, 1, 2]
+    reference, gen, real = classes[1]
+    assert found.classes[1].num_samples == len(reference.labels) == len(real.labels)
+    assert found.classes[1].metrics["fid"].value == pytest.approx(compare(reference, gen)["fid"].value, rel=1e-5)
+    assert found.classes[1].real_fid.value == pytest.approx(compare(reference, real)["fid"].value, rel=1e-5)
     near, inside = to_training(shrunk(subject.gen), shrunk(subject.training)), within(shrunk(subject.gen))
     for ours, theirs in ((found.copies.to_training, near), (found.copies.inside, inside)):
         assert np.array_equal(ours.place, theirs.place)
@@ -67,6 +71,7 @@ def test_what_is_said_of_copies(subject: Subject) -> None:
     assert report["repeated_in_reference"] <= 2
     assert report["num_tested"] == COUNT // 2
     assert report["training_samples"] == 1000
+    assert report["findable_share"] == pytest.approx(4 * findable_share(COUNT // 2, 1e-3))  # a quarter is looked in
     assert report["near"] == 1 + (copies.to_training.distance[12::2] < copies.test.limit).sum()
 
 

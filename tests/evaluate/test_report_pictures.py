@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -43,6 +44,7 @@ def subject(tmp_path: Path) -> Subject:
         test=copy_test(near.distance, near.distance),
         num_tested=COUNT,
         training_samples=2 * COUNT,
+        training_images=2 * COUNT,
         to_training=near,
         inside=inside,
         repeated_in_reference=0,
@@ -128,6 +130,28 @@ def test_a_snapshot_brings_scores_and_strips(subject: Subject, made_by: snapshot
     strip = tiles(strips[0].png, columns=8).astype(float)
     steps = abs(np.diff(strip, axis=0)).mean(axis=(1, 2, 3))
     assert steps.max() < abs(strip[0] - strip[-1]).mean()
+
+
+def test_images_are_scored_as_they_were_made(subject: Subject, made_by: snapshot.Snapshot) -> None:
+    """Where they are resized for the evaluation, D still sees them at its own size."""
+    larger = dataclasses.replace(subject, snapshot=made_by, shape=Shape(resolution=32, channels=3, fit="crop"))
+    sheets = [gallery.pictures[0].png for gallery in galleries(larger) if "discriminator" in gallery.title]
+    assert len(sheets) == 1
+    assert Image.open(io.BytesIO(sheets[0])).size[0] == 10 * (32 + pictures._GAP_PX) - pictures._GAP_PX
+
+
+def test_stored_scores_are_taken(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = IndexReader.rows
+
+    def with_scores(reader: IndexReader, start: int, stop: int) -> pa.Table:
+        found = rows(reader, start, stop)
+        return found.append_column("score", pa.array(np.arange(start, stop), pa.float32()))
+
+    monkeypatch.setattr(IndexReader, "rows", with_scores)
+    best, worst = by_title(subject)["Best and worst by discriminator score"].pictures
+    number = np.argsort(subject.gen.numbers)
+    assert np.array_equal(tiles(best.png)[0], subject.gen.read(number[-1:], SHAPE).pixels[0])
+    assert np.array_equal(tiles(worst.png)[0], subject.gen.read(number[:1], SHAPE).pixels[0])
 
 
 def test_without_classes_there_is_one_sheet(subject: Subject) -> None:

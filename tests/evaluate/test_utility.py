@@ -72,6 +72,15 @@ def test_a_class_that_no_test_image_shows_has_no_accuracy() -> None:
     assert found.balanced == pytest.approx(2 / 3)
 
 
+def test_where_real_images_teach_nothing_nothing_is_known_of_others() -> None:
+    def of(right: float) -> Accuracy:
+        return Accuracy(of_seeds=(right,), of_classes=(right,) * 4)
+
+    assert worth({"real": of(0.251), "synthetic": of(0.9)}, 4) == 0.0
+    assert worth({"real": of(0.1), "synthetic": of(0.9)}, 4) == 0.0
+    assert worth({"real": of(0.75), "synthetic": of(0.5)}, 4) == pytest.approx(0.5)
+
+
 def test_mean_and_spread_are_over_seeds() -> None:
     one = Accuracy(of_seeds=(0.8, 0.9), of_classes=(0.85,))
     assert one.mean == pytest.approx(0.85)

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from jobs import cli, evaluate
 from jobs.evaluate import EvaluateJob
-from pipeline import config, images, storage
+from pipeline import config, images, snapshot, storage
 from pipeline.dataset import index, part, record, tar
 from pipeline.dataset.record import DatasetRecord
+from pipeline.errors import InputError
 from pipeline.evaluate.ray_evaluate import EvaluateConfig
+from pipeline.gan.networks.build import ImageShape, NetworkConfig, build
 from pipeline.images import Pixels
 from tests.evaluate.pictures import labelled
 
@@ -98,6 +100,7 @@ def test_good_images_pass_and_a_second_run_says_the_same(
     assert report["passed"] is True
     assert set(found["classes"]) == set(CLASSES)
     assert found["notices"] == []
+    assert all(of["num_samples"] >= 20 and of["real_fid"]["value"] < 20 for of in found["classes"].values())
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.startswith("<!doctype html>")
     assert page.count("data:image/png;base64,") >= len(CLASSES) + 2
@@ -132,6 +135,36 @@ def test_a_gate_that_fails_is_in_the_report(run: Run, tmp_path: Path, capsys: py
     words = ["--utility-steps", "0", "--gates.min-utility", "0.9", "--out", str(tmp_path / "other")]
     assert run(*labelled(600, seed=2), *words) == cli.EXIT_BAD_INPUT
     assert "gates.min_utility is set, and there is no utility here to judge" in capsys.readouterr().err
+
+
+def test_the_snapshot_that_made_the_images(tmp_path: Path) -> None:
+    """Of a run, whichever of its snapshots it is; another one is refused, and so is a guess."""
+    network, shape = (
+        NetworkConfig(z_dim=8, base_width=8, max_width=8),
+        ImageShape(resolution=32, channels=1, num_classes=0),
+    )
+    urls = []
+    for cur_nimg in (8, 16):
+        described = snapshot.SnapshotConfig(
+            network=network, shape=shape, classes=(), cur_nimg=cur_nimg, precision="fp32", lineage={}
+        )
+        urls.append(snapshot.save(str(tmp_path), described, *build(network, shape, seed=0)))
+    first, last = (snapshot.load(url).digest for url in urls)
+    for url in (str(tmp_path), urls[0]):
+        assert evaluate._that_made(first, url).digest == first
+    assert evaluate._that_made(last, str(tmp_path)).config.cur_nimg == 16
+    with pytest.raises(InputError, match=f"made by snapshot {last}, and this is {first}; name that one"):
+        evaluate._that_made(last, urls[0])
+    with pytest.raises(InputError, match="no snapshot here"):
+        evaluate._that_made(last, str(tmp_path / "nothing"))
+
+
+def test_a_page_that_was_not_committed_gives_way(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "report" / "report.html"
+    page.parent.mkdir()
+    page.write_text("of a run that was killed")
+    assert run(*labelled(100, seed=2), "--utility-steps", "0", "--num-samples", "100") == cli.EXIT_DONE
+    assert page.read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.slow
@@ -173,7 +206,7 @@ def test_images_of_another_size_are_resized_where_that_is_asked_for(run: Run, tm
     words = ["--utility-steps", "0", "--resize", "crop", "--num-samples", "100"]
     assert run(pixels, labels, *words) == cli.EXIT_DONE
     found = json.loads((tmp_path / "report" / "report.json").read_text())["found"]
-    assert "Images of another size were brought to 32² pixels (crop)." in found["notices"]
+    assert "Images that were not 32² grey were brought to that (crop)." in found["notices"]
 
 
 def test_classes_in_other_shares_and_none_of_one(run: Run, tmp_path: Path) -> None:
@@ -184,6 +217,7 @@ def test_classes_in_other_shares_and_none_of_one(run: Run, tmp_path: Path) -> No
     assert any("No synthetic image of bottom was among" in notice for notice in found["notices"])
     assert any("Classes have other shares" in notice for notice in found["notices"])
     assert set(found["classes"]) == set(CLASSES[:3])
+    assert any("1 classes have fewer than 20 images on a side" in notice for notice in found["notices"])
     assert found["memorisation"]["num_tested"] < found["num_samples"]
 
 

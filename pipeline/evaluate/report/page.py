@@ -181,7 +181,8 @@ def _copies(copies: Mapping[str, Any]) -> tuple[_Fact, ...]:
             name="p-value",
             number=shown(copies["p_value"]),
             text="Probability of so many near images, or more, if synthetic images lie no nearer to training images "
-            "than held-out ones do. A very small one, such as 0.001, says that there are copies.",
+            "than held-out ones do. A very small one, such as 0.001, says that there are copies, or that synthetic "
+            "images are more alike than real ones, such as blurred ones: the pairs show which.",
         ),
         _Fact(
             name="Smallest share that would be found",
@@ -201,17 +202,24 @@ def _copies(copies: Mapping[str, Any]) -> tuple[_Fact, ...]:
             text="On each side, with equally many of each class where both sides have classes.",
         ),
         _Fact(
-            name="Training images searched", number=shown(copies["training_samples"]), text="Real images, for copies."
+            name="Training images searched",
+            number=shown(copies["training_samples"]),
+            text="For copies.",
+        ),
+        _Fact(
+            name="Training images that there are",
+            number=shown(copies["training_images"]),
+            text="Copies of those that were not searched are not found.",
         ),
         _Fact(
             name="Equal to a training image",
             number=shown(copies["exact_in_training"]),
-            text="Synthetic images, the same to the byte.",
+            text="Synthetic images, the same in every pixel, seen at 64² or less.",
         ),
         _Fact(
             name="Equal to another synthetic image",
             number=shown(copies["exact_inside"]),
-            text="The same to the byte, in the same set.",
+            text="The same in every pixel, in the same set, seen at 64² or less.",
         ),
     )
 

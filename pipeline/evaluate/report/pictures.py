@@ -113,20 +113,16 @@ def _by_score(subject: Subject) -> Gallery | None:
 
 
 def _scores(subject: Subject) -> NDArray[np.float32] | None:
-    rows = np.arange(min(_SCORED, len(subject.gen.numbers)))
-    stored = [subject.gen.reader.rows(int(number), int(number) + 1) for number in subject.gen.numbers[rows[:1]]]
+    numbers = subject.gen.numbers[:_SCORED]
+    stored = [subject.gen.reader.rows(int(number), int(number) + 1) for number in numbers[:1]]
     if "score" in stored[0].column_names and stored[0]["score"].null_count == 0:
-        return _stored_scores(subject.gen, rows)
+        scores = [subject.gen.reader.rows(int(number), int(number) + 1)["score"][0].as_py() for number in numbers]
+        return np.asarray(scores, np.float32)
     if subject.snapshot is None:
         return None
-    samples = subject.gen.read(rows, subject.shape)
+    made = subject.snapshot.config.shape
+    samples = subject.gen.read(range(len(numbers)), Shape(resolution=made.resolution, channels=made.channels))
     return _scores_of(subject.snapshot, samples.pixels, samples.labels)
-
-
-def _stored_scores(gen: Shown, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    numbers = gen.numbers[rows]
-    column = gen.reader.rows(int(numbers.min()), int(numbers.max()) + 1)["score"].to_numpy()
-    return np.asarray(column[numbers - numbers.min()], np.float32)
 
 
 @torch.no_grad()
@@ -155,7 +151,8 @@ def _nearest(subject: Subject) -> Gallery:
         )
     text = (
         "Synthetic images above, each over the training image that looks most like it, mirrored and shifted ones too. "
-        f"Distances are of 0 to 255; held-out images come as near as {subject.copies.test.limit:.1f} 1 time in 1,000."
+        f"Distances are of 0 to 255; of {subject.copies.num_tested:,} held-out images "
+        f"{subject.copies.test.near_held_out} come as near as {subject.copies.test.limit:.1f}."
     )
     return Gallery(title="Nearest to training images", text=text, pictures=tuple(pictures))
 

@@ -35,28 +35,34 @@ def of_metrics(found: Mapping[str, Any]) -> tuple[tuple[Metric, Plot], ...]:
     return tuple(result)
 
 
-def of_classes(classes: Mapping[str, Mapping[str, _Estimate]]) -> Plot:
-    """All metrics of each class, the first of them as a plot; the worst class first."""
-    names = tuple(next(iter(classes.values())))
-    first, info = names[0], metric(names[0])
-    axis = _axis(first, [numbers[first] for numbers in classes.values()])
+def of_classes(classes: Mapping[str, Mapping[str, Any]]) -> Plot:
+    """All metrics of each class, FID as a plot beside that of real images; first the classes that lie furthest from it.
 
-    def value(one: tuple[str, Mapping[str, _Estimate]]) -> float:
-        return one[1][first]["value"]
+    Of few images FID is larger, whatever they are: so classes of other sizes compare only by how far they lie from it.
+    """
+    names = tuple(next(iter(classes.values()))["metrics"])
+    axis = _axis("fid", [one for of in classes.values() for one in (of["metrics"]["fid"], of["real_fid"])])
+
+    def excess(one: tuple[str, Mapping[str, Any]]) -> float:
+        return float(one[1]["metrics"]["fid"]["value"] - one[1]["real_fid"]["value"])
 
     rows = []
-    for label, numbers in sorted(classes.items(), key=value, reverse=info.lower_is_better):
-        cells = tuple(with_margin(**numbers[name]) for name in names)
-        row = _estimate_row(axis, label, "synthetic", numbers[first])
-        rows.append(Row(name=label, kind="", marks=row.marks, says=row.says, cells=cells))
+    for label, of in sorted(classes.items(), key=excess, reverse=True):
+        cells = (shown(of["num_samples"]), *(with_margin(**of["metrics"][name]) for name in names))
+        row, real = (
+            _estimate_row(axis, label, kind, one)
+            for kind, one in (("synthetic", of["metrics"]["fid"]), ("real", of["real_fid"]))
+        )
+        marks, says = (*row.marks, *real.marks), f"{row.says}; real images {real.says}"
+        rows.append(Row(name=label, kind="", marks=marks, says=says, cells=(*cells, with_margin(**of["real_fid"]))))
     return Plot(
         caption="Metrics of each class, and two standard errors either way",
         first="Class",
-        shows=info.name,
-        columns=tuple(metric(name).name for name in names),
+        shows="FID",
+        columns=("Images", *(metric(name).name for name in names), "FID of real"),
         axis=axis,
         rows=tuple(rows),
-        better=_better(info),
+        better=_better(metric("fid")),
         wide=True,
     )
 

@@ -141,7 +141,10 @@ def judged(name: str, value: float, limit: float, at: str, passed: bool) -> str:
         return f"they teach a classifier {only}{found} % of what real images teach it (at {at} {bound} %)"
     if name == "copies_p_value":
         copies = (
-            "no sign of copied training images was found" if passed else "there are signs of copied training images"
+            "no more of them lie near to training images than held-out ones do"
+            if passed
+            else "more of them lie near to training images than held-out ones do: look at the pairs, for they are "
+            "copies, or images that are more alike than real ones"
         )
         return f"{copies} (p-value {found}, at {at} {bound})"
     return f"{metric(name).name} is {found} (at {at} {bound})"
