@@ -65,23 +65,6 @@ def test_kuberay_objects_have_the_fields_of_their_schema_and_no_others(objects: 
     assert [problem for o in objects if crds.is_kuberay(o) for problem in crds.problems(o)] == []
 
 
-@pytest.mark.parametrize("version", ["1.29", "1.35"])
-def test_other_objects_have_the_fields_of_kubernetes_and_no_others(everything: list[Object], version: str) -> None:
-    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    for an_object in everything:
-        if not crds.is_kuberay(an_object):
-            validator.validate(an_object, version, strict=True)
-    with pytest.raises(validator.ValidationError):
-        validator.validate(_cronjob_with("noSuchField"), version, strict=True)
-
-
-def _cronjob_with(field: str) -> Object:
-    """The CronJob, with one more field."""
-    (cron,) = [o for o in render(GPU / "schedule") if o["kind"] == "CronJob"]
-    cron["spec"]["jobTemplate"]["spec"][field] = 1
-    return cron
-
-
 def test_kubectl_renders_what_is_tested_here(folder: Path, objects: list[Object]) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
