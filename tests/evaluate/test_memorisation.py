@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.evaluate.gates import GateConfig
 from pipeline.evaluate.memorisation import Small, _at_least, copy_test, findable_share, shrunk, to_training, within
 from pipeline.images import Pixels
 from tests.evaluate.pictures import pictures
@@ -138,3 +139,16 @@ def test_candidates_hold_the_nearest_almost_always(known: Small, monkeypatch: py
     whole = to_training(held_out, known)
     assert (quick.distance >= whole.distance - 1e-4).all()
     assert (quick.place == whole.place).mean() > 0.95
+
+
+def test_the_gate_finds_half_a_percent_of_ten_thousand_images() -> None:
+    """At the p-value that is the default of the gate and the number of images that is the default, for every kind."""
+    training, limit = pictures(10_000, seed=0), GateConfig().min_copies_p_value
+    known = shrunk(training)
+    held_out, clean = (to_training(shrunk(pictures(10_000, seed)), known).distance for seed in (1, 2))
+    assert copy_test(clean, held_out).p_value > limit
+    for kind, change in COPIES.items():
+        copied = np.stack([change(image) for image in training[100:150]])
+        gen = clean.copy()
+        gen[::200] = to_training(shrunk(copied), known).distance
+        assert copy_test(gen, held_out).p_value < limit, kind
