@@ -40,7 +40,7 @@ VERBS = {
     "evaluate": "says what a set of synthetic images is worth",
     "verify": "reads a dataset again and compares it with its index",
     "gc": "lists, then removes, what a dataset does not name",
-    "run": "prepare, train, generate and evaluate in one go",
+    "run": "prepare, train, generate, evaluate and publish in one go",
 }
 """Every verb and what it does; `jobs.<verb>` is imported only when it is asked for."""
 

@@ -56,7 +56,7 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     out = storage.resolve(job.out)
     snapshot_url = snapshot.find(storage.resolve(job.snapshot))
     source = snapshot.load(snapshot_url)
-    plan = _plan(job, source)
+    plan = make_plan(job, source)
     storage.probe(out)
     if job.generate.reject_share:
         plan = _with_rejection(job, plan, source, out, terminal)
@@ -84,7 +84,7 @@ def preview(job: GenerateJob) -> Iterator[str]:
     """What the run will make and take, from a few seconds of work here; nothing is stored and no Ray is started."""
     try:
         source = snapshot.load(snapshot.find(storage.resolve(job.snapshot)))
-        plan, device = _plan(job, source), _device(job)
+        plan, device = make_plan(job, source), _device(job)
     except (InputError, RetryableError) as error:
         yield f"no estimate: {error}"
         return
@@ -142,7 +142,8 @@ def fit_workers(job: GenerateJob, cluster: Mapping[str, float]) -> Workers:
     return Workers(count=count, use_gpu=job.use_gpu, num_encoders=job.num_encoders or share)
 
 
-def _plan(job: GenerateJob, source: snapshot.Snapshot) -> GeneratePlan:
+def make_plan(job: GenerateJob, source: snapshot.Snapshot) -> GeneratePlan:
+    """What a job makes of a snapshot; with rejection, before the score that images must reach is known."""
     return GeneratePlan(
         config=with_micro_batch(job.generate, source.config.shape.resolution, job.use_gpu),
         snapshot_digest=source.digest,

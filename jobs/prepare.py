@@ -34,14 +34,22 @@ class PrepareJob:
 
 def run(job: PrepareJob, terminal: Terminal) -> int:
     """Make the dataset, or finish or recognise the one that is there."""
-    out_url = storage.resolve(job.out)
-    source_url = storage.resolve(_source(job))
-    source = sources.scan(
-        source_url,
+    return run_scanned(job, scan(job), terminal)
+
+
+def scan(job: PrepareJob) -> Source:
+    """What the source holds."""
+    return sources.scan(
+        storage.resolve(_source(job)),
         label_field=job.prepare.label_field,
         class_names=job.prepare.class_names,
         image_column=job.prepare.image_column,
     )
+
+
+def run_scanned(job: PrepareJob, source: Source, terminal: Terminal) -> int:
+    """`run` of a source that was scanned."""
+    out_url = storage.resolve(job.out)
     if plans.is_done(out_url, plans.make(source, job.prepare)):
         terminal.line(f"prepare: already done, {_holds(out_url)} in {out_url}")
         return cli.EXIT_DONE

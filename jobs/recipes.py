@@ -34,6 +34,7 @@ def _dotted(prefix: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 TRAIN: Presets = {name: {**_settings(name), "feed.flip": recipe.mirror} for name, recipe in RECIPES.items()}
 RUN: Presets = {
+    **TRAIN,
     "demo": {
         "source": "fashion-mnist",
         **FASHION_MNIST,
@@ -45,5 +46,5 @@ RUN: Presets = {
         "generate.shard_size": 1000,
         "evaluate.classifier_steps": 500,
         "evaluate.utility_steps": 250,
-    }
+    },
 }

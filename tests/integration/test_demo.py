@@ -29,7 +29,7 @@ SHORT = (
     "--evaluate.classifier-steps 20 --evaluate.num-samples 500 --evaluate.utility-steps 0"
 )
 PREPARED, TRAINED, GENERATED, JUDGED = "images", "training", "synthetic", "report"
-VERBS = "log|prepare|train|generate|evaluate|run|warning"
+VERBS = "log|prepare|train|generate|verify|evaluate|run|warning"
 LINE = re.compile(rf"({VERBS}): |make|^\S*ganymede run |^\S*python\S* -m |^touch ")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -66,6 +66,12 @@ def kill_when(out: Path, flags: str, ready: Callable[[], bool], delay_sec: float
     process.communicate()
 
 
+def only(folder: Path) -> Path:
+    """The one folder in it, whose name is the digest of what went in."""
+    (found,) = folder.iterdir()
+    return found
+
+
 def digests(folder: Path, *names: str) -> dict[str, str]:
     entries = [entry.name for name in names for entry in storage.list_entries(str(folder / name))]
     paths = [path for name in names for path in sorted((folder / name).rglob("*")) if path.is_file()]
@@ -92,13 +98,13 @@ def test_the_demo_is_quick_and_quiet(demo: tuple[Path, str, float]) -> None:
     assert printed.count("log: ") == 1
     again, again_sec = finish(out)
     assert again_sec <= 20
-    assert again.count("already done") == 4
+    assert again.count("already done") == 5
 
 
 def test_the_webdataset_library_reads_what_came_out(
     demo: tuple[Path, str, float],
 ) -> None:
-    synthetic = demo[0] / GENERATED
+    synthetic = only(demo[0] / GENERATED)
     samples = read_by_webdataset(sorted((synthetic / "train").glob("*.tar")))
     assert samples == [(f"{i:09d}", i % 10, (32, 32, 3)) for i in range(10_000)]
     assert record.read(str(synthetic))[0].num_samples("train") == 10_000
@@ -142,10 +148,10 @@ def predictions(net: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 def test_a_classifier_trained_on_real_images_knows_the_synthetic_ones(demo: tuple[Path, str, float]) -> None:
     torch.set_num_threads(2)
-    net = classifier(*load(demo[0] / PREPARED, "train"))
-    real, real_label = load(demo[0] / PREPARED, "test")
+    net = classifier(*load(only(demo[0] / PREPARED), "train"))
+    real, real_label = load(only(demo[0] / PREPARED), "test")
     assert (predictions(net, real) == real_label).float().mean() > 0.85  # else it is no judge
-    image, label = load(demo[0] / GENERATED, "train")
+    image, label = load(only(demo[0] / GENERATED), "train")
     agrees = (predictions(net, image) == label).float()
     by_class = [agrees[label == one].mean().item() for one in range(10)]
     print(json.dumps({"agreement": agrees.mean().item(), "by_class": by_class}))
@@ -165,33 +171,36 @@ def test_killed_in_every_step_it_ends_the_same(tmp_path: Path) -> None:
     finish(quiet, SHORT)
 
     def shards(name: str, at_least: int) -> Callable[[], bool]:
-        return lambda: len(list((killed / name / "train").glob("*.tar"))) >= at_least
+        return lambda: len(list((killed / name).glob("*/train/*.tar"))) >= at_least
 
     def checkpoints(at_least: int) -> Callable[[], bool]:
-        return lambda: len(list((killed / TRAINED / "checkpoints").glob("*/COMMIT.json"))) >= at_least
+        return lambda: len(list((killed / TRAINED).glob("*/checkpoints/*/COMMIT.json"))) >= at_least
 
     kill_when(killed, SHORT, shards(PREPARED, chance.randint(1, 10)), 0.0)
-    assert not (killed / PREPARED / "dataset.json").exists()
+    assert not list((killed / PREPARED).glob("*/dataset.json"))
     kill_when(killed, SHORT, checkpoints(chance.randint(1, 3)), chance.uniform(0, 2))
     assert digests(killed, PREPARED) == digests(quiet, PREPARED)
     kill_when(killed, SHORT, shards(GENERATED, chance.randint(1, 12)), 0.0)
-    assert not (killed / GENERATED / "dataset.json").exists()
+    assert not list((killed / GENERATED).glob("*/dataset.json"))
     finish(killed, SHORT)
 
-    events = list(log.read_events(str(killed / TRAINED)))
+    runs = [only(out / TRAINED) for out in (quiet, killed)]
+    events = list(log.read_events(str(runs[1])))
     resumed = [event for event in events if event["event"] == "resumed"]
     assert resumed
     assert resumed[0]["cur_nimg"] > 0
-    ends = [checkpoint.latest_valid(str(out / TRAINED), pytest.fail) for out in (quiet, killed)]
+    ends = [checkpoint.latest_valid(str(run), pytest.fail) for run in runs]
     assert ends[0] is not None
     assert ends[1] is not None
     assert ends[0].cur_nimg == ends[1].cur_nimg == 60_032
     # The driver died and another went on: no sample was repeated, none left out.
-    taken = [log.read_positions(str(out / TRAINED)).sort_by("position") for out in (quiet, killed)]
+    taken = [log.read_positions(str(run)).sort_by("position") for run in runs]
     assert np.array_equal(taken[1]["position"].to_numpy(), np.arange(60_032))
     assert taken[1]["sample"].equals(taken[0]["sample"])
     # dcgan on one worker: to the bit. Hence the snapshots, and all that is made of them, are equal too.
-    assert digests(killed, f"{TRAINED}/snapshots") == digests(quiet, f"{TRAINED}/snapshots")
+    assert runs[0].name == runs[1].name
+    assert digests(runs[1], "snapshots") == digests(runs[0], "snapshots")
     assert digests(killed, GENERATED) == digests(quiet, GENERATED)
-    found = [json.loads((out / JUDGED / "report.json").read_text())["found"] for out in (quiet, killed)]
+    found = [json.loads((only(out / JUDGED) / "report.json").read_text())["found"] for out in (quiet, killed)]
     assert found[0] == found[1]
+    assert digests(killed, "published") == digests(quiet, "published")

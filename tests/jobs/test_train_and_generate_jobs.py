@@ -183,7 +183,7 @@ def test_generate_dry_run_says_what_it_will_take(
     assert re.fullmatch(r"# about \d+ s with 4 workers, each with such a core", comments[2])
     assert not out.exists()
     source = snapshot.load(url)
-    plan = generate._plan(generate.GenerateJob(snapshot=url, out="o"), source)
+    plan = generate.make_plan(generate.GenerateJob(snapshot=url, out="o"), source)
     factory = open_factory(plan, source.G_ema, source.D, torch.device("cpu"), 2)
     found = estimate.probe(factory, 0.1)
     shard = shard_writer.build_shard(factory, 0)
@@ -270,7 +270,7 @@ def test_what_prepare_counted_reaches_the_generated_labels(tmp_path: Path, label
         assert source.config.class_counts == ()
     else:
         assert source.config.class_counts == (60, 30)
-        plan = generate._plan(generate.GenerateJob(snapshot=url, out="o", generate=config), source)
+        plan = generate.make_plan(generate.GenerateJob(snapshot=url, out="o", generate=config), source)
         assert plan.class_counts == (67, 33)
 
 

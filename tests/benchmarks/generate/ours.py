@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.generate import GenerateJob, _plan
+from jobs.generate import GenerateJob, make_plan
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
 from pipeline import snapshot
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     start_ray(Terminal("bench"))
     with tempfile.TemporaryDirectory() as out:
         job = GenerateJob(snapshot=options.snapshot, out=out, generate=config)
-        plan = _plan(job, snapshot.load(options.snapshot))
+        plan = make_plan(job, snapshot.load(options.snapshot))
         record.settle_plan(out, plan.to_dict(), {})
         done: list[tuple[float, int]] = []
         grown: list[float] = []

@@ -1,0 +1,217 @@
+"""`ganymede run` as a user types it: done is skipped, changed is done again, and what fails is not published."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from jobs.run import VERB, RunJob, _of_period, _shares
+from pipeline import images, published, storage
+from pipeline.config import ConfigError
+from pipeline.dataset import record
+from pipeline.generate.plan import GenerateConfig
+from pipeline.train.ownership import Ownership
+from tests.evaluate.pictures import labelled
+
+CLASSES = ("bottom", "lower", "top", "upper")
+FLAGS = (
+    "--prepare.resolution 16 --prepare.channels 1 --network.z-dim 8 --network.base-width 8 --train.total-kimg 0.1 "
+    "--train.batch-size 16 --train.num-lanes 2 --train.tick-kimg 0.05 --generate.num-images 60 "
+    "--generate.shard-size 30 --evaluate.num-samples 40 --evaluate.classifier-steps 5 --evaluate.utility-steps 0 "
+    "--gates.min-utility 0 --gates.min-copies-p-value 0"
+)
+WORDS = FLAGS.split()
+STAGES = ["prepare", "train", "generate", "verify", "evaluate"]
+
+Run = Callable[..., int]
+
+
+def make_source(folder: Path) -> None:
+    """Images of four classes in folders of train/ and test/."""
+    for split, count, seed in (("train", 120, 0), ("test", 60, 1)):
+        for number, (pixels, label) in enumerate(zip(*labelled(count, seed, side=16), strict=True)):
+            path = folder / split / CLASSES[label] / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(images.encode(pixels, "png", 100))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:  # noqa: ARG001 - it has to be there
+    """A source and a loop over it that ran once."""
+    folder = tmp_path_factory.mktemp("loop")
+    make_source(folder / "source")
+    words = ["--source", str(folder / "source"), "--out", str(folder / "out"), *WORDS]
+    assert cli.run_verb(VERB, words) == cli.EXIT_DONE
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of those."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same command with more words; what came before is no longer in `capsys`."""
+
+    def typed(*more: str) -> int:
+        capsys.readouterr()
+        return cli.run_verb(VERB, ["--source", str(folder / "source"), "--out", str(folder / "out"), *WORDS, *more])
+
+    return typed
+
+
+def done_anew(folder: Path) -> list[str]:
+    """The stages that the last run had to work for."""
+    last = max((folder / "out" / "summary").iterdir())
+    return [stage["name"] for stage in json.loads(last.read_text())["stages"] if not stage["done_before"]]
+
+
+def shown(folder: Path) -> list[tuple[int, str]]:
+    """Number and period of all that is published."""
+    return [(entry.number, entry.added.period) for entry in published.series(str(folder / "out"))]
+
+
+def test_what_is_published_is_whole_and_says_where_it_comes_from(folder: Path) -> None:
+    (entry,) = published.series(str(folder / "out"))
+    dataset, digest = record.read(str(folder / "out" / entry.current.dataset))
+    assert dataset.num_samples("train") == 60
+    assert digest == entry.current.dataset_digest
+    assert dataset.lineage["snapshot_digest"] == entry.current.snapshot_digest
+    assert (folder / "out" / entry.current.snapshot / "config.json").exists()
+    report = json.loads((folder / "out" / entry.current.report / "report.json").read_text())
+    assert report["inputs"]["synthetic"] == digest
+    assert done_anew(folder) == STAGES
+    assert len(list((folder / "out" / "pictures").iterdir())) == 1
+
+
+def test_the_same_again_does_nothing(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+    assert run() == cli.EXIT_DONE
+    assert capsys.readouterr().out.count("already done") == len(STAGES)
+    assert done_anew(folder) == []
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")} == before
+    assert shown(folder) == [(1, "")]
+
+
+def test_only_what_depends_on_a_change_is_done_again(folder: Path, run: Run) -> None:
+    assert run("--gates.max-fid", "1e9") == cli.EXIT_DONE
+    assert done_anew(folder) == ["evaluate"]
+    assert run("--generate.seed", "1") == cli.EXIT_DONE
+    assert done_anew(folder) == ["generate", "verify", "evaluate"]
+    assert run() == cli.EXIT_DONE
+    assert done_anew(folder) == []
+    # The report is part of what is published; and what was published first is current again.
+    series = published.series(str(folder / "out"))
+    assert [entry.number for entry in series] == [1, 2, 3, 4]
+    assert series[-1].current == series[0].current
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_is_to_last_longer(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--train.total-kimg", "0.2") == cli.EXIT_DONE
+    assert "train: goes on from checkpoint" in capsys.readouterr().out
+    assert done_anew(folder) == ["train", "generate", "verify", "evaluate"]
+    assert len(list((folder / "out" / "training").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_changed_source_is_prepared_and_learnt_anew(folder: Path, run: Run) -> None:
+    top = folder / "source" / "train" / "top"
+    shutil.copy(next(top.iterdir()), top / "new.png")
+    assert run() == cli.EXIT_DONE
+    assert done_anew(folder) == STAGES
+    assert [len(list((folder / "out" / name).iterdir())) for name in ("images", "training", "synthetic")] == [2, 2, 2]
+    assert shown(folder) == [(1, ""), (2, "")]
+
+
+def test_a_failed_gate_leaves_the_last_one_standing_and_spares_the_many(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = set((folder / "out" / "synthetic").iterdir())
+    words = ["--generate.seed", "2", "--trial-images", "25", "--gates.max-fid", "1e-9"]
+    assert run(*words) == cli.EXIT_REFUSED
+    assert "nothing is published" in capsys.readouterr().out
+    assert shown(folder) == [(1, "")]
+    assert set((folder / "out" / "synthetic").iterdir()) == made
+    assert done_anew(folder) == ["generate trial"]
+    assert run(*words, "--gates.max-fid", "1e9") == cli.EXIT_DONE
+    assert done_anew(folder) == ["evaluate trial", "generate", "verify", "evaluate"]
+
+
+@pytest.mark.slow
+def test_periods(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--period", "2026-11-20") == cli.EXIT_DONE
+    assert done_anew(folder) == ["generate", "verify", "evaluate"]
+    assert run("--period", "2026-11-20") == cli.EXIT_DONE
+    assert "already done, 2026-11-20 was published as number 2" in capsys.readouterr().out
+    assert run("--period", "2026-11-21", "--gates.max-fid", "1e-9") == cli.EXIT_REFUSED
+    assert run("--period", "2026-11-23") == cli.EXIT_DONE
+    assert "1 periods were missed: 2026-11-22; --catch-up does them first" in capsys.readouterr().err
+    assert run("--period", "2026-11-23", "--catch-up") == cli.EXIT_DONE
+    assert run("--period", "2026-11-24", "--catch-up") == cli.EXIT_DONE
+    assert "missed" not in capsys.readouterr().err
+    assert shown(folder)[1:] == [(2, "2026-11-20"), (3, "2026-11-23"), (4, "2026-11-22"), (5, "2026-11-24")]
+    series = published.series(str(folder / "out"))
+    assert [entry.current.period for entry in series[1:]] == ["2026-11-20", "2026-11-23", "2026-11-23", "2026-11-24"]
+    assert len({entry.added.dataset_digest for entry in series}) == 5
+
+
+def test_while_one_drives_another_is_told_so(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with Ownership(str(folder / "out")):
+        assert run("--period", "2026-11-20") == cli.EXIT_FAILED
+        assert "drives this run" in capsys.readouterr().err
+    assert run() == cli.EXIT_DONE
+
+
+def test_gates_without_images_to_judge_by_are_refused(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(folder / "source/test")
+    assert run() == cli.EXIT_BAD_INPUT
+    assert "has no folder test/ to judge by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--period", "yesterday"], "write an hour as 2026-11-22T05"),
+        (["--period", "2999-01-01"], "has not begun"),
+        (["--catch-up"], "catch_up is set and no period"),
+        (["--trial-images", "-1"], "trial_images must be at least 0"),
+    ],
+)
+def test_bad_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], why: str) -> None:
+    assert cli.run_verb(VERB, ["--source", "s", "--out", str(tmp_path / "out"), *words]) == cli.EXIT_BAD_INPUT
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_period_has_a_seed_that_anyone_can_work_out_again() -> None:
+    def seed(period: str, base: int = 0) -> int:
+        return _of_period(RunJob(source="s", out="o", period=period, generate=GenerateConfig(seed=base))).seed
+
+    assert seed("", 7) == 7
+    days = [f"2026-11-{day:02d}" for day in range(1, 21)]
+    assert len({seed(day, base) for day in days for base in range(5)}) == 100
+    assert seed("2026-11-20") == 35619744181170
+
+
+def test_a_trial_has_the_classes_of_the_whole() -> None:
+    assert _shares((), 10) == ()
+    assert _shares((300, 100, 0), 40) == (30, 10, 0)
+    assert _shares((1, 1, 1), 10) == (4, 3, 3)
+    assert sum(_shares((7, 11, 13, 17), 9)) == 9
+
+
+def test_the_record_of_a_run_is_beside_its_output(folder: Path) -> None:
+    with pytest.raises(ConfigError):
+        RunJob(source="s", out="o", trial_images=-1)
+    assert storage.stat(str(folder / "out" / "config" / "000001.yaml")) is not None
