@@ -49,6 +49,9 @@ class RunJob:
     this-month. Each period has images of its own, and is published once. Empty: a run of its own."""
     catch_up: bool = False
     """Do the periods that were missed first, oldest first; without it they are listed."""
+    begin_with: Literal["new", "published"] = "new"
+    """Weights that a training begins with, as when the images have changed: new ones, or those of the snapshot that
+    made what is current, where anything is published yet."""
     snapshot: Literal["last", "best"] = "last"
     """Of the training run: its last one, or that with the lowest FID of those that have one."""
     trial_images: int = 10_000
@@ -80,6 +83,8 @@ class RunJob:
             raise ConfigError(f"trial_images must be at least 0, not {self.trial_images}")
         if self.catch_up and not self.period:
             raise ConfigError("catch_up is set and no period; name one, as --period this-day")
+        if self.begin_with == "published" and self.train.init_from:
+            raise ConfigError("begin_with published and train.init_from both say what a training begins with; give one")
         if self.period:
             periods.resolve(self.period, _now())
 
@@ -156,7 +161,7 @@ def _loop(job: RunJob, track: Stages) -> tuple[Publication, str]:
     training = TrainJob(
         dataset=real, out="", network=job.network, step=job.step, train=job.train, feed=job.feed, workers=job.workers
     )
-    chosen = stages.trained(track, training, job.snapshot)
+    chosen = stages.trained(track, training, job.snapshot, _beginning(job))
     making = GenerateJob(snapshot=chosen, out="", generate=_of_period(job), use_gpu=job.workers.use_gpu)
     if judged:
         _try(job, track, real, making)
@@ -176,6 +181,14 @@ def _loop(job: RunJob, track: Stages) -> tuple[Publication, str]:
         snapshot_digest=snapshot.load(chosen).digest,
     )
     return publication, stages.picture(job.out, real, synthetic)
+
+
+def _beginning(job: RunJob) -> str | None:
+    """URL of the published snapshot that a training begins with; empty: there is none yet; None: none is wanted."""
+    if job.begin_with == "new":
+        return None
+    entries = published.series(job.out)
+    return storage.join(job.out, entries[-1].current.snapshot) if entries else ""
 
 
 def _of_period(job: RunJob) -> GenerateConfig:

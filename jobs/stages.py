@@ -103,15 +103,19 @@ def prepared(stages: Stages, job: PrepareJob) -> str:
     return url
 
 
-def trained(stages: Stages, job: TrainJob, choice: str) -> str:
+def trained(stages: Stages, job: TrainJob, choice: str, beginning: str | None) -> str:
     """The URL of a snapshot: the `last` one of the run, or the `best` by FID where that is known. A run goes on where
-    the same was trained less long.
+    the same was trained less long; a new one begins with the snapshot at `beginning`, if that is not empty, and
+    None is another run than that.
     """
     settings = {name: value for name, value in to_dict(job.train).items() if name not in _CONTINUED}
     made_from = {"dataset": record.read(job.dataset)[1], "train": settings}
     made_from |= {name: to_dict(getattr(job, name)) for name in ("network", "step", "feed")}
-    url = stages.url("training", made_from)
-    placed = dataclasses.replace(job, out=url)
+    url = stages.url("training", made_from | {"from_published": beginning is not None})
+    began_with = _began_with(url)
+    if began_with is None:
+        began_with = beginning or job.train.init_from
+    placed = dataclasses.replace(job, out=url, train=dataclasses.replace(job.train, init_from=began_with))
     stages.run(
         "train",
         url,
@@ -194,6 +198,15 @@ def table(taken: Sequence[Stage]) -> list[str]:
         rate = f"{one.images / one.sec:,.0f}" if worked else "-"
         lines.append(f"{one.name:16} {one.images:>13,} {size:>8} {one.sec:>8,.1f} {rate:>9}  {one.url}")
     return lines
+
+
+def _began_with(run_url: str) -> str | None:
+    """What the first owner of a training run was told to begin with; None: it has yet to begin."""
+    try:
+        settings = config.mapping_from_yaml(storage.read(storage.join(run_url, "config", "000001.yaml")).decode())
+    except storage.NotFoundError:
+        return None
+    return str(settings["train"]["init_from"])
 
 
 def _is_dataset(url: str) -> bool:

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,8 @@ WORDS = FLAGS.split()
 STAGES = ["prepare", "train", "generate", "verify", "evaluate"]
 
 Run = Callable[..., int]
+
+pytestmark = pytest.mark.timeout(400)  # loops, several in a test
 
 
 def make_source(folder: Path) -> None:
@@ -70,6 +73,10 @@ def done_anew(folder: Path) -> list[str]:
     """The stages that the last run had to work for."""
     last = max((folder / "out" / "summary").iterdir())
     return [stage["name"] for stage in json.loads(last.read_text())["stages"] if not stage["done_before"]]
+
+
+def dataset_lineage(folder: Path, name: str) -> Mapping[str, Any]:
+    return record.read(str(folder / "out" / name))[0].lineage
 
 
 def shown(folder: Path) -> list[tuple[int, str]]:
@@ -130,6 +137,15 @@ def test_a_changed_source_is_prepared_and_learnt_anew(folder: Path, run: Run) ->
     assert done_anew(folder) == STAGES
     assert [len(list((folder / "out" / name).iterdir())) for name in ("images", "training", "synthetic")] == [2, 2, 2]
     assert shown(folder) == [(1, ""), (2, "")]
+    # Another change, and this time with the weights that made what is current.
+    first = published.series(str(folder / "out"))[-1].current.snapshot
+    shutil.copy(top / "new.png", top / "newer.png")
+    assert run("--begin-with", "published") == cli.EXIT_DONE
+    last = published.series(str(folder / "out"))[-1].current
+    assert dataset_lineage(folder, last.dataset)["training"]["init_from"].startswith(first.rpartition("/")[2])
+    # It goes on as it began, though another snapshot is published now.
+    assert run("--begin-with", "published", "--train.total-kimg", "0.2") == cli.EXIT_DONE
+    assert done_anew(folder) == ["train", "generate", "verify", "evaluate"]
 
 
 def test_a_failed_gate_leaves_the_last_one_standing_and_spares_the_many(
@@ -185,6 +201,7 @@ def test_gates_without_images_to_judge_by_are_refused(
         (["--period", "yesterday"], "write an hour as 2026-11-22T05"),
         (["--period", "2999-01-01"], "has not begun"),
         (["--catch-up"], "catch_up is set and no period"),
+        (["--begin-with", "published", "--train.init-from", "run"], "both say what a training begins with"),
         (["--trial-images", "-1"], "trial_images must be at least 0"),
     ],
 )
