@@ -63,11 +63,11 @@ def test_a_run_that_gets_no_cpu_to_read_ends_with_the_reason(tmp_path: Path, rea
         def ready(self) -> None:
             """Answers once it runs."""
 
-    config = dataclasses.replace(ONE.config, first_batch_sec=6.0)
+    config = dataclasses.replace(ONE.config, first_batch_sec=2.0)
     hog = ray.remote(num_cpus=7)(Hog).remote()
     ray.get(hog.ready.remote())
     try:
-        with pytest.raises(ResourceError, match="no first batch after 6 s: 1 workers hold 1 CPUs each and 0 CPUs"):
+        with pytest.raises(ResourceError, match="no first batch after 2 s: 1 workers hold 1 CPUs each and 0 CPUs"):
             fit_owned(spec_of(str(tmp_path / "run"), reader), reader, dataclasses.replace(ONE, config=config))
     finally:
         ray.kill(hog)
