@@ -5,6 +5,7 @@ import email.utils
 import functools
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,25 @@ _BODY_LOST = (boto.ResponseStreamingError, boto.IncompleteReadError, boto.Flexib
 _NO_ANSWER = (boto.ConnectionError, boto.HTTPClientError, *_BODY_LOST)
 
 
+class _Retries:
+    """How often puts of this process were tried again."""
+
+    def __init__(self) -> None:
+        self._lock, self.count = threading.Lock(), 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.count += count
+
+
+_retries = _Retries()
+
+
+def put_retries() -> int:
+    """How often puts of this process were tried again so far: by us, or within a request by boto3."""
+    return _retries.count
+
+
 def shared_client() -> Any:
     """The process's boto3 client."""
     # Made again when the environment has changed, and in a forked child, which must not share connections.
@@ -42,9 +62,14 @@ def _new_client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> Any:
     try:
         session = boto3.session.Session()
         region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
-        return session.client("s3", region_name=region, config=config)
+        client = session.client("s3", region_name=region, config=config)
     except (boto.BotoCoreError, ValueError) as error:
         raise StorageError(f"S3 is not set up: {_line(error)}: correct the AWS_* environment") from error
+    if "@" in client.meta.endpoint_url:  # every error names the endpoint
+        raise StorageError(
+            "AWS_ENDPOINT_URL has credentials in it: give http://host:port, and set AWS_ACCESS_KEY_ID etc."
+        )
+    return client
 
 
 @dataclass(frozen=True)
@@ -103,9 +128,10 @@ class S3Store:
         with self._errors() as client:
             for left in reversed(range(_ROUNDS)):
                 try:
-                    client.put_object(**request)
+                    _count_tries(client.put_object(**request))
                     return Put.CREATED
                 except boto.ClientError as error:
+                    _count_tries(error.response)
                     found = self.stat() if _code(error) in ("PreconditionFailed", "412") else None
                     if found:  # written by someone, perhaps by us
                         return (
@@ -116,8 +142,10 @@ class S3Store:
                     if _code(error) not in _RETRIED or not left:
                         raise
                 except boto.HTTPClientError:  # sent, and no answer: unknown, so ask again
+                    _retries.add(_ATTEMPTS - 1)
                     if not left or time.monotonic() > deadline_sec:
                         raise
+                _retries.add(1)
                 time.sleep(_PAUSE_SEC)
         raise AssertionError("a round returns or raises")
 
@@ -142,6 +170,10 @@ class S3Store:
             raise StorageUnavailableError(f"no answer for {where} ({_line(error)}); {tried}: {advice}") from error
         except boto.BotoCoreError as error:
             raise StorageError(f"{where}: {_line(error)}: check the URL and the AWS_* environment") from error
+
+
+def _count_tries(response: Any) -> None:
+    _retries.add(int(response.get("ResponseMetadata", {}).get("RetryAttempts", 0)))
 
 
 def _code(error: Any) -> str:

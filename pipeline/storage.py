@@ -43,8 +43,10 @@ _LOCAL_ADVICE |= dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _WRO
 def resolve(url: str) -> str:
     """The absolute local path, or the S3 URL without trailing or doubled slashes. Idempotent.
 
-    Raises StorageError for an empty URL, another scheme, or an S3 URL without a bucket or with ``.`` or ``..`` in it.
+    Raises StorageError for an empty URL, another scheme, credentials in it, or an S3 URL without a bucket or with ``.``
+    or ``..`` in it.
     """
+    refuse_credentials(url)
     scheme, separator, rest = url.partition("://")
     parts = [part for part in rest.split("/") if part]
     if not url.strip() or "\0" in url:
@@ -56,6 +58,17 @@ def resolve(url: str) -> str:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|(?i:s3|file):", url):
         raise StorageError(f"{url!r} is neither a local path, file:///path nor s3://bucket/prefix: give one of these")
     return os.path.abspath(os.path.expanduser(url))
+
+
+def refuse_credentials(url: str) -> None:
+    """Raise StorageError where the place of the host or bucket has ``:`` or ``@``, without a word of what stands there.
+
+    URLs are printed, logged and stored. A secret key may have slashes, so that what follows the first one says nothing.
+    """
+    scheme, separator, rest = url.partition("://")
+    place = rest.partition("/")[0]
+    if separator and ("@" in place or (":" in place and scheme.lower() == "s3")):
+        raise StorageError("credentials in a URL are refused: give s3://bucket/prefix, and set AWS_ACCESS_KEY_ID etc.")
 
 
 def join(url: str, *parts: str) -> str:
@@ -155,6 +168,11 @@ def put_if_absent(url: str, data: bytes) -> Put:
     Raises StorageError; after StorageUnavailableError it may have been written, and the same call again settles it.
     """
     return _store(url).put(data, replace=False)
+
+
+def put_retries() -> int:
+    """How often this process had to try a put again so far; a local disk never has."""
+    return s3.put_retries()
 
 
 def delete(url: str) -> None:

@@ -26,7 +26,8 @@ from pipeline.dataset.record import DatasetRecord, Part
 from pipeline.generate import card, shard_writer
 from pipeline.generate.factory import keep_freed_memory, open_factory
 from pipeline.generate.plan import GeneratePlan
-from pipeline.generate.shard_writer import SPLIT
+from pipeline.generate.shard_writer import SPLIT, Receipt
+from pipeline.ray_metrics import RunMetrics
 
 _REQUESTS = 32
 """To the store at once."""
@@ -54,11 +55,17 @@ class _Worker:
         source = snapshot.load(snapshot_url)
         device = torch.device("cuda" if workers.use_gpu else "cpu")
         self._factory = open_factory(plan, source.G_ema, source.D, device, workers.num_encoders)
-        self._out_url = out_url
+        self._out_url, self._metrics = out_url, RunMetrics(out_url)
 
     def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, list[int]]:
-        done = [shard_writer.write_shard(self._out_url, self._factory, shard) for shard in batch["shard"].tolist()]
-        return {"rows": [one.rows for one in done]}
+        return {"rows": [self._write(shard).rows for shard in batch["shard"].tolist()]}
+
+    def _write(self, shard: int) -> Receipt:
+        done = shard_writer.write_shard(self._out_url, self._factory, shard)
+        self._metrics.add("ganymede_shards", 1, outcome=done.outcome)
+        self._metrics.add("ganymede_generated_nimg", done.rows)
+        self._metrics.put_retries()
+        return done
 
 
 class _Numbers(Datasource):
@@ -161,7 +168,10 @@ def _make(
         num_cpus=workers.num_encoders,
         num_gpus=1 if workers.use_gpu else None,
     )
-    for row in done.iter_rows():
+    metrics = RunMetrics(out_url)
+    metrics.set("ganymede_shards_left", len(missing))
+    for left, row in zip(reversed(range(len(missing))), done.iter_rows(), strict=True):
+        metrics.set("ganymede_shards_left", left)
         on_progress(int(row["rows"]))
 
 

@@ -4,6 +4,7 @@ Every step may be repeated and may meet a rival: what is stored first is the tru
 """
 
 import dataclasses
+import enum
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +21,17 @@ SPLIT = "train"
 SCHEMA = index.SCHEMA.append(pa.field("seed", pa.int64())).append(pa.field("score", pa.float32()))
 
 
+class Outcome(enum.StrEnum):
+    """How a shard came to be in storage."""
+
+    WRITTEN = "written"
+    """By us."""
+    ADOPTED = "adopted"
+    """It was there, or a rival wrote the same bytes."""
+    CONFLICTED = "conflicted"
+    """A rival wrote other bytes while we made ours; what it stored was checked and adopted."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Receipt:
     """A committed part."""
@@ -27,6 +39,15 @@ class Receipt:
     shard: int
     rows: int
     sha256: str
+    outcome: Outcome = Outcome.ADOPTED
+    """Of its shard; that of a part which is only looked up is that it was there."""
+
+
+_OUTCOMES = {
+    storage.Put.CREATED: Outcome.WRITTEN,
+    storage.Put.SAME: Outcome.ADOPTED,
+    storage.Put.OTHER: Outcome.CONFLICTED,
+}
 
 
 def part_url(out_url: str, shard: int) -> str:
@@ -41,15 +62,18 @@ def write_shard(out_url: str, factory: Factory, shard: int) -> Receipt:
     name = index.shard_name(shard)
     url = storage.join(out_url, SPLIT, name)
     stored = None if storage.stat(url) is None else storage.read(url)
+    outcome = Outcome.ADOPTED
     if stored is None:
         with factory.making:
             stored = build_shard(factory, shard)
-        if storage.put_if_absent(url, stored) is storage.Put.OTHER:
+        put = storage.put_if_absent(url, stored)
+        outcome = _OUTCOMES[put]
+        if put is storage.Put.OTHER:
             stored = storage.read(url)
     part = encode_part(factory, shard, stored, url)
     if storage.put_if_absent(part_url(out_url, shard), part) is storage.Put.OTHER:
         raise DatasetError(f"{part_url(out_url, shard)}: does not describe {name}; delete the part and run again")
-    return receipt(part_url(out_url, shard), shard, factory.plan)
+    return dataclasses.replace(receipt(part_url(out_url, shard), shard, factory.plan), outcome=outcome)
 
 
 def build_shard(factory: Factory, shard: int) -> bytes:

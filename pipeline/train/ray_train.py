@@ -4,10 +4,12 @@ import concurrent.futures
 import functools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
@@ -24,6 +26,7 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.errors import InputError, RetryableError
+from pipeline.ray_metrics import RunMetrics
 from pipeline.stream.batches import rank_batches
 from pipeline.stream.chunk import ChunkReader
 from pipeline.stream.feed import NUM_RANKS, plan_dataset, rank_blocks
@@ -64,11 +67,27 @@ def fit(
     fids = Fids(spec, reader.index)
     done = _in_thread(_trainer(spec, reader, workers, board).fit)
     try:
-        _follow(done, board, workers, fids, on_progress, on_wait)
+        _follow(done, board, workers, fids, _told(spec, on_progress), on_wait)
     except ray.train.TrainingFailedError as error:
         raise ray.get(board.failure.remote()) or _plain(error) from error
     finally:
         fids.stop()
+
+
+def _told(
+    spec: RunSpec, on_progress: Callable[[int, Mapping[str, Any]], None]
+) -> Callable[[int, Mapping[str, Any]], None]:
+    """`on_progress`, which tells Prometheus as well: the driver hears of a run whose ranks are stuck, too."""
+    metrics = RunMetrics(spec.run_url)
+    metrics.set("ganymede_total_nimg", spec.train.total_nimg)
+
+    def heard(cur_nimg: int, shown: Mapping[str, Any]) -> None:
+        metrics.set("ganymede_cur_nimg", cur_nimg)
+        if "fid" in shown:
+            metrics.set("ganymede_fid", shown["fid"])
+        on_progress(cur_nimg, shown)
+
+    return heard
 
 
 def _trainer(spec: RunSpec, reader: ChunkReader, workers: Workers, board: Any) -> TorchTrainer:
@@ -284,27 +303,45 @@ def _train(spec: RunSpec, reader: ChunkReader, workers: Workers, board: Any) -> 
     world = World(rank=rank, size=size, device=ray.train.torch.get_device(), wrap=_wrap)
     start: Checkpoint | None = ray.get(board.start.remote())
     first = spec.data_step(start.cur_nimg if start else 0)
-    blocks = rank_blocks(ray.train.get_dataset_shard("train"))
+    metrics = RunMetrics(spec.run_url)
+    blocks = _counted(rank_blocks(ray.train.get_dataset_shard("train")), metrics)
     batches = rank_batches(blocks, reader, first, rank, size, workers.decode_threads(size))
     with Watchdog(workers.config, functools.partial(_give_up, board, workers), board.alive.remote) as watchdog:
         try:
-            loop.run(spec, world, start, watchdog.watch(batches), _outlets(board, rank))
+            loop.run(spec, world, start, watchdog.watch(batches), _outlets(spec, board, rank, start, metrics))
         except DamagedCheckpointError:
             assert start is not None
             ray.get(board.note_damaged.remote(start.number))
             raise
 
 
-def _outlets(board: Any, rank: int) -> Outlets:
+def _counted(blocks: Iterator[pa.Table], metrics: RunMetrics) -> Iterator[pa.Table]:
+    """The same chunks; their bytes are counted."""
+    for block in blocks:
+        metrics.add("ganymede_read_bytes", pc.sum(pc.binary_length(block["data"])).as_py())
+        yield block
+
+
+def _outlets(spec: RunSpec, board: Any, rank: int, start: Checkpoint | None, metrics: RunMetrics) -> Outlets:
+    told_nimg = start.cur_nimg if start else 0
+
     def progress(cur_nimg: int, shown: Mapping[str, Any]) -> None:
         if rank == 0:
             board.tell.remote(
                 cur_nimg, {name: shown[name] for name in ("img_per_sec", "data_wait_share") if name in shown}
             )
 
+    def report(stats: Mapping[str, float]) -> None:
+        nonlocal told_nimg
+        metrics.put_retries()
+        if rank == 0:
+            seen_nimg, told_nimg = int(stats["cur_nimg"]) - told_nimg, int(stats["cur_nimg"])
+            metrics.tick(stats, seen_nimg, spec.plan.batch_size, spec.step.real_batches)
+        ray.train.report(dict(stats))
+
     return Outlets(
         progress=progress,
-        report=lambda stats: ray.train.report(dict(stats)),
+        report=report,
         # Not `ray.train.get_preemption_info`: once there is word its ranks no longer wait for each other's, as ours do.
         preempted=lambda: get_train_context().preemption_context.preemption_info is not None,
     )

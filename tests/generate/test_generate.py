@@ -245,6 +245,26 @@ def test_a_shard_that_is_there_is_adopted_a_strange_one_refused(tmp_path: Path, 
         shard_writer.write_shard(out, factory_of(plan, source), 1)
 
 
+def test_how_a_shard_came_to_be_there_is_told(
+    tmp_path: Path, source: snapshot.Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plan = str(tmp_path / "out"), plan_of(source)
+    factory = factory_of(plan, source)
+    assert shard_writer.write_shard(out, factory, 0).outcome == "written"
+    assert shard_writer.write_shard(out, factory, 0).outcome == "adopted"
+    other = factory_of(plan_of(source, quality=50, image_format="jpeg"), source)
+    build = shard_writer.build_shard
+    for shard, rival, outcome in ((1, factory, "adopted"), (2, other, "conflicted")):
+
+        def late(factory: Factory, shard: int, rival: Factory = rival) -> bytes:
+            """While we make ours, a rival stores its own."""
+            storage.put_if_absent(f"{out}/train/{index.shard_name(shard)}", build(rival, shard))
+            return build(factory, shard)
+
+        monkeypatch.setattr(shard_writer, "build_shard", late)
+        assert shard_writer.write_shard(out, factory, shard).outcome == outcome
+
+
 @pytest.mark.parametrize(
     "lost", [["train/index/part-00001.parquet"], ["train/index/part-00001.parquet", "train/shard-000001.tar"]]
 )
