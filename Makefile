@@ -6,18 +6,42 @@ DEMO ?= demo
 DEMO_FLAGS ?=
 # Extra flags for `make bench-ingest`, e.g. BENCH_FLAGS="--only jpeg256"
 BENCH_FLAGS ?=
+# Extra flags for `make cluster`, e.g. CLUSTER_FLAGS="--workers 3 --cpus 8", and for `make cluster-down`, --remove-data
+CLUSTER_FLAGS ?=
 
-.PHONY: install demo check test test-slow bench-ingest bench-train bench-generate bench-evaluate format clean
+.PHONY: install demo cluster cluster-down check test test-slow bench-ingest bench-train bench-generate bench-evaluate format lock audit clean
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+# First what is locked, so that torch finds all but its own libraries in place. infra/lock.py says why torch is not locked.
+.venv/installed: pyproject.toml requirements.lock requirements-dev.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $@
+
+# Versions that still fit stay; remove a pin from its file to have the newest one.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv==0.13.9
+	.venv-lock/bin/python infra/lock.py .venv-lock/bin/uv
+	rm -r .venv-lock
+
+# Known vulnerabilities of what is locked; where the service cannot be asked it says so and goes on.
+audit: install
+	$(BIN)/python infra/audit.py
 
 demo: install
 	$(BIN)/ganymede run --preset demo --out $(DEMO) $(DEMO_FLAGS)
+
+# Ray and an S3 server on this machine, for `ray job submit`; they run until cluster-down. infra/cluster.py says more.
+cluster: install
+	$(BIN)/python infra/cluster.py up $(CLUSTER_FLAGS)
+
+cluster-down:
+	$(BIN)/python infra/cluster.py down $(CLUSTER_FLAGS)
 
 check: install
 	$(BIN)/ruff format --check .
@@ -54,4 +78,5 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-peers .bench demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	[ ! -e .cluster/state.json ] || $(BIN)/python infra/cluster.py down --remove-data
+	rm -rf .venv .venv-lock .venv-peers .bench .cluster demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

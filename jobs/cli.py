@@ -25,7 +25,7 @@ from pipeline.config import Leaf
 from pipeline.errors import InputError, RetryableError
 
 __all__ = ["EXIT_BAD_INPUT", "EXIT_DONE", "EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_REFUSED", "Progress", "Terminal"]
-__all__ += ["VERBS", "UsageError", "Verb", "main", "run_verb"]
+__all__ += ["VERBS", "Parser", "UsageError", "Verb", "configuration", "main", "run_verb"]
 
 EXIT_DONE = 0
 EXIT_FAILED = 1  # worth another try
@@ -43,6 +43,9 @@ VERBS = {
     "run": "prepare, train, generate, evaluate and publish in one go",
 }
 """Every verb and what it does; `jobs.<verb>` is imported only when it is asked for."""
+
+SUBMIT = "submit"
+"""Not a verb, but the way to a cluster for one: `ganymede submit [flags] -- VERB [flags]`, see `jobs.submit`."""
 
 _OWN_FLAGS = ("help", "preset", "config", "dry-run", "verbose")
 _NEGATIVE_VALUE = re.compile(r"^-[\d.]")
@@ -79,7 +82,7 @@ class _Flag:
     hidden: str | None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse that raises its complaints instead of printing its usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
@@ -93,12 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(_main_help())
         return EXIT_DONE
-    if name not in VERBS:
-        what = f"there is no verb {name!r}{config.closest(name, VERBS)}" if name else "which verb?"
-        print(f"ganymede: {what}; verbs: {', '.join(VERBS)}; see ganymede --help", file=sys.stderr)
+    known = [*VERBS, SUBMIT]
+    if name not in known:
+        what = f"there is no verb {name!r}{config.closest(name, known)}" if name else "which verb?"
+        print(f"ganymede: {what}; verbs: {', '.join(known)}; see ganymede --help", file=sys.stderr)
         return EXIT_BAD_INPUT
     try:
-        verb: Verb = importlib.import_module(f"jobs.{name}").VERB
+        module = importlib.import_module(f"jobs.{name}")
+        if name == SUBMIT:
+            return int(module.main(arguments[1:]))
+        verb: Verb = module.VERB
     except KeyboardInterrupt:
         Terminal(name).fail("interrupted")
         return EXIT_INTERRUPTED
@@ -107,7 +114,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main_help() -> str:
     verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
-    return f"usage: ganymede VERB [flags]\n\nverbs:\n{verbs}\n\nganymede VERB --help lists its flags and presets."
+    submit = f"  {SUBMIT:<10} runs a verb on a Ray cluster: ganymede {SUBMIT} [flags] -- VERB [flags]"
+    about = "ganymede VERB --help lists its flags and presets."
+    return f"usage: ganymede VERB [flags]\n\nverbs:\n{verbs}\n\non a cluster:\n{submit}\n\n{about}"
+
+
+def configuration(verb: Verb, argv: Sequence[str]) -> Any:
+    """What a verb's flags mean, and nothing is run. Raises InputError for what they cannot, --help and --dry-run."""
+    parser, flags = _parser(verb)
+    options = vars(_parse(verb, parser, argv))
+    if options.pop("help") or options["dry_run"]:
+        raise UsageError(f"--help and --dry-run need no cluster: ganymede {verb.name} {shlex.join(argv)}")
+    return _resolve(verb, flags, options)
 
 
 def run_verb(verb: Verb, argv: Sequence[str]) -> int:
@@ -172,7 +190,7 @@ def _known_cause(error: BaseException) -> tuple[InputError | RetryableError | No
     return None, ""
 
 
-def _parse(verb: Verb, parser: _Parser, argv: Sequence[str]) -> argparse.Namespace:
+def _parse(verb: Verb, parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(list(_joined_negatives(argv)))
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -215,8 +233,8 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _parser(verb: Verb) -> tuple[_Parser, list[_Flag]]:
-    parser = _Parser(
+def _parser(verb: Verb) -> tuple[Parser, list[_Flag]]:
+    parser = Parser(
         prog=f"ganymede {verb.name}",
         usage=f"ganymede {verb.name} [--preset NAME] [--config FILE_OR_URL] [flags]",
         description=f"{verb.help}. Later ones win: defaults, preset, config file, flags.",
@@ -286,6 +304,9 @@ def typed(verb: Verb, job: Any) -> str:
 
 def _resolve(verb: Verb, flags: Sequence[_Flag], options: Mapping[str, Any]) -> Any:
     """The configuration: defaults, preset, config file, flags, later ones over earlier ones."""
+    # Only where it is used: storage brings boto3 and pyarrow, and --help must be fast.
+    from pipeline import storage
+
     names = {flag.leaf.name: f"--{_dashed(flag.shown)}" for flag in flags}
     types = {flag.leaf.name: flag.leaf.type for flag in flags}
     given = {
@@ -293,10 +314,14 @@ def _resolve(verb: Verb, flags: Sequence[_Flag], options: Mapping[str, Any]) -> 
     }
     layers = (_preset(verb, options["preset"]), _config_file(verb, options["config"]), config.nest(verb.config, given))
     try:
-        return config.from_dict(verb.config, functools.reduce(config.merge, layers))
+        job = config.from_dict(verb.config, functools.reduce(config.merge, layers))
     except config.MissingFieldsError as error:
         missing = ", ".join(names[name] for name in error.names)
         raise UsageError(f"{missing} must be given; see ganymede {verb.name} --help") from error
+    for leaf in config.leaves(verb.config, base=job):
+        if isinstance(leaf.default, str):  # before the configuration is printed or saved
+            storage.refuse_credentials(leaf.default)
+    return job
 
 
 def _preset(verb: Verb, name: str | None) -> dict[str, Any]:

@@ -6,11 +6,14 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from jobs.terminal import Terminal
@@ -42,6 +45,8 @@ def start_ray(terminal: Terminal, object_store_bytes: int | None = None) -> None
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"configure_logging": False, "log_to_driver": terminal.verbose}
     context = _attach(address, quiet) if address else _start_local(object_store_bytes, quiet)
+    if address and context.dashboard_url:  # a local Ray has none
+        terminal.mention_log(f"dashboard: http://{context.dashboard_url}")
     terminal.mention_log(f"Ray's: {Path(context.address_info['session_dir']) / 'logs'}")
 
 
@@ -80,12 +85,28 @@ def _start_local(object_store_bytes: int | None, quiet: dict[str, Any]) -> Any:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     default_bytes = min(OBJECT_STORE_MAX_BYTES, int(memory_bytes * _OBJECT_STORE_SHARE))
     # "local" because without it Ray attaches to whatever cluster runs on this machine.
-    return ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=object_store_bytes or default_bytes,
-        **quiet,
-    )
+    with _loopback_kept():
+        return ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            object_store_memory=object_store_bytes or default_bytes,
+            **quiet,
+        )
+
+
+@contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Within it, a node may have the address 127.0.0.1, and then nothing of Ray listens elsewhere.
+
+    Ray would put the machine's outward address in its place, and listen on all addresses.
+    """
+    replace = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = replace
 
 
 def _log_to_root() -> None:

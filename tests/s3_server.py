@@ -18,10 +18,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 READY_SEC = 60.0
 _PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
 _PORTS += ("s3.port", "s3.port.grpc")
-# One volume file grows with what is put in it; nothing is preallocated. 60 × 128 MB is the most it can hold.
-_OPTIONS = ("-filer", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=128", "-volume.max=60")
-_OPTIONS += ("-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false")
-_OPTIONS += ("-s3.autoCreateBucket=false", "-volume.preStopSeconds=0", "-volume.minFreeSpace=100MiB")
+# Those of `make cluster`. One volume file grows with what is put in it: 60 × 128 MB is the most it can hold.
+_OPTIONS = Path(__file__).parents[1] / "infra" / "seaweedfs.options"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +54,11 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def run_s3_server(folder: Path) -> Iterator[S3Server]:
+def run_s3_server(folder: Path, secret_key: str = S3Server.secret_key) -> Iterator[S3Server]:
     """Start the server with its files in `folder`, wait until it stores objects, and stop it at the end."""
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    server = S3Server(endpoint_url=urls["s3.port"], filer_url=urls["filer.port"])
+    server = S3Server(endpoint_url=urls["s3.port"], filer_url=urls["filer.port"], secret_key=secret_key)
     key = {"accessKey": server.access_key, "secretKey": server.secret_key}
     identity = {"name": "tests", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -69,7 +67,7 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
         _binary(),
         f"-logdir={folder}",
         "server",
-        *_OPTIONS,
+        f"-options={_OPTIONS}",
         *(f"-{name}={port}" for name, port in ports.items()),
     ]
     command += [f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"]

@@ -6,7 +6,6 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from tests.infra.rendering import INFRA, ROOT
 
@@ -27,27 +26,21 @@ def _stages() -> dict[str, list[str]]:
     return stages
 
 
-def _pins() -> dict[str, str]:
-    lines = (line for line in (INFRA / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
-    return dict(line.split("==") for line in lines)
+def test_torch_is_the_version_that_the_project_pins() -> None:
+    (torch,) = [requirement for requirement in NEEDED if requirement.name == "torch"]
+    named = re.findall(r'"torch==([\w.]+?)(?:\+cpu)?"', DOCKERFILE)
+    assert [f"=={version}" for version in named] == [str(torch.specifier)] * 2
 
 
-def test_torch_and_ray_are_the_versions_that_the_project_pins() -> None:
-    for requirement in NEEDED:
-        if requirement.name in ("torch", "ray"):
-            named = re.findall(rf'"{requirement.name}(?:\[[\w,]+\])?==([\w.]+?)(?:\+cpu)?"', DOCKERFILE)
-            assert len(named) >= 2
-            assert {f"=={version}" for version in named} == {str(requirement.specifier)}
-    (ray,) = [requirement for requirement in NEEDED if requirement.name == "ray"]
-    assert DOCKERFILE.count(f"ray[{','.join(['default', 'train', 'data'])}]==") == 2
-    assert ray.extras == {"default", "train", "data"}
-
-
-def test_constraints_fit_what_the_project_asks_for() -> None:
-    pins = _pins()
-    assert all(re.fullmatch(r"[\w.]+", version) for version in pins.values())
-    for requirement in NEEDED:
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+def test_everything_else_comes_from_the_lock_and_fits_together() -> None:
+    stages = _stages()
+    lock = "pip install --no-cache-dir --no-deps --require-hashes --requirement /opt/ganymede/requirements.lock"
+    assert f"RUN {lock}" in stages["base"]
+    for target in ("cpu", "gpu"):
+        torch, wheel = [line for line in stages[target] if "pip install" in line]
+        assert re.fullmatch(r'RUN pip install --no-cache-dir (--index-url \S+ )?"torch==[^"]+"', torch)
+        assert wheel.endswith("pip install --no-cache-dir --no-deps /wheels/*.whl && pip check")
+    assert any("pip wheel --no-cache-dir --no-deps --no-build-isolation" in line for line in stages["wheel"])
 
 
 def test_both_images_end_as_an_unprivileged_user_with_a_command_in_exec_form() -> None:
@@ -66,7 +59,6 @@ def test_nothing_is_installed_unpinned_or_left_over() -> None:
     for line in instructions:
         if "pip install" in line:
             assert "--no-cache-dir" in line
-            assert "--constraint /opt/ganymede/infra/constraints.txt" in line
         if "apt-get install" in line:
             assert "--no-install-recommends" in line
             assert "rm -rf /var/lib/apt/lists/*" in line

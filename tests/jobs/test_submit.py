@@ -1,0 +1,112 @@
+"""`ganymede submit` without a cluster: names of jobs, and what is refused before anything is sent."""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs import cli, submit
+from tests.s3_server import free_ports
+
+VERIFY = ["--", "verify", "--dataset", "s3://b/data"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: Sequence[str], code: int = cli.EXIT_BAD_INPUT) -> str:
+    """The one line on stderr."""
+    assert cli.main(["submit", *words]) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("ganymede submit: ")
+    return line
+
+
+def test_an_id_is_that_of_what_two_runs_must_not_share() -> None:
+    one = submit.submission_id("train", "s3://b/run")
+    assert re.fullmatch(r"train-[0-9a-f]{16}", one)
+    assert one == submit.submission_id("train", "s3://b/run/")
+    others = [("generate", "s3://b/run", ""), ("train", "s3://b/run2", ""), ("train", "s3://b/run", "2026-11")]
+    assert len({one, *(submit.submission_id(*other) for other in others)}) == 4
+
+
+def test_the_id_is_of_the_output_and_the_period_and_of_nothing_else() -> None:
+    def named(*words: str) -> str:
+        verb, job = submit._job(words)
+        return submit.submission_id(verb.name, submit._output(job), submit._period(job))
+
+    train = ("train", "--dataset", "s3://b/data", "--out", "s3://b/run")
+    assert named(*train) == named(*train, "--preset", "dcgan", "--train.seed", "7")
+    assert named(*train) != named("train", "--dataset", "s3://b/data", "--out", "s3://b/other")
+    loop = ("run", "--source", "s3://b/raw", "--out", "s3://b/loop")
+    assert len({named(*loop), named(*loop, "--period", "2026-10"), named(*loop, "--period", "2026-09")}) == 3
+    assert named(*VERIFY[1:]) == submit.submission_id("verify", "s3://b/data")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "no verb follows --"),
+        (["--"], "no verb follows --"),
+        (["verify", "--dataset", "s3://b/data"], "unrecognized arguments"),
+        (["--", "verfy"], "there is no verb 'verfy' (did you mean 'verify'?)"),
+        (["--", "submit"], "there is no verb 'submit'"),
+        ([*VERIFY, "--dry-run"], "need no cluster: ganymede verify --dataset s3://b/data --dry-run"),
+        (["--", "verify"], "--dataset must be given"),
+        (["--", "train", "--dataset", "s3://b/data", "--out", "s3://b/run", "--train.total-kimgs", "1"], "total-kimg"),
+        (["--", "train", "--dataset", "s3://b/data", "--out", "s3://b/run", "--train.total-kimg", "-1"], "above 0"),
+        (["--", "run", "--source", "s3://b/raw", "--out", "s3://b/loop", "--period", "never"], "never"),
+        (["--", "verify", "--dataset", "data"], "data: the job runs in a folder that Ray removes"),
+        (VERIFY, "which cluster? Give --address http://HOST:8265"),
+        (["--address", "127.0.0.1:6379", *VERIFY], "which cluster?"),
+        (["--image", "--working-dir", ".", *VERIFY], "not allowed with argument"),
+    ],
+)
+def test_refused_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], why: str
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert why in refused(capsys, words)
+
+
+def test_no_cluster_there_is_worth_another_try() -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "jobs.submit", "--address", f"http://127.0.0.1:{port}", *VERIFY]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == cli.EXIT_FAILED
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"ganymede submit: no Ray cluster answers at http://127.0.0.1:{port}")
+
+
+def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == cli.EXIT_DONE
+    assert "submit" in capsys.readouterr().out
+    assert cli.main(["submit", "--help"]) == cli.EXIT_DONE
+    told = capsys.readouterr().out
+    assert all(flag in told for flag in ("--address", "--working-dir", "--image", "--no-wait"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"), [("nothing", "has no folder jobs/"), ("", "the project is not installed from its repository")]
+)
+def test_what_is_no_repository_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str, why: str
+) -> None:
+    monkeypatch.setattr(submit, "_ROOT", tmp_path)
+    given = ["--working-dir", str(tmp_path / folder)] if folder else []
+    with pytest.raises(submit.InputError, match=re.escape(why)):
+        submit._runtime_env(submit._parser().parse_args(given))
+
+
+def test_keys_are_not_sent_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
+    sent = submit._runtime_env(submit._parser().parse_args([]))
+    assert sent["working_dir"] == str(Path(submit.__file__).parents[1])
+    assert "very secret" not in str(sent)
+    assert set(sent) == {"working_dir", "excludes"}
+    assert submit._runtime_env(submit._parser().parse_args(["--image"])) == {}
+    assert submit._who().endswith(f"@{socket.gethostname()}")
