@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs import cli
-from jobs.run import VERB, RunJob, _of_period, _shares
+from jobs.run import VERB, RunJob, _of_period, _shares, _todo
+from jobs.terminal import Terminal
 from pipeline import images, published, storage
 from pipeline.config import ConfigError
 from pipeline.dataset import record
@@ -75,10 +75,6 @@ def done_anew(folder: Path) -> list[str]:
     return [stage["name"] for stage in json.loads(last.read_text())["stages"] if not stage["done_before"]]
 
 
-def dataset_lineage(folder: Path, name: str) -> Mapping[str, Any]:
-    return record.read(str(folder / "out" / name))[0].lineage
-
-
 def shown(folder: Path) -> list[tuple[int, str]]:
     """Number and period of all that is published."""
     return [(entry.number, entry.added.period) for entry in published.series(str(folder / "out"))]
@@ -120,40 +116,32 @@ def test_only_what_depends_on_a_change_is_done_again(folder: Path, run: Run) -> 
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_is_to_last_longer(
+def test_changed_images_are_prepared_and_learnt_with_the_published_weights(
     folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--train.total-kimg", "0.2") == cli.EXIT_DONE
-    assert "train: goes on from checkpoint" in capsys.readouterr().out
-    assert done_anew(folder) == ["train", "generate", "verify", "evaluate"]
-    assert len(list((folder / "out" / "training").iterdir())) == 1
-
-
-@pytest.mark.slow
-def test_a_changed_source_is_prepared_and_learnt_anew(folder: Path, run: Run) -> None:
     top = folder / "source" / "train" / "top"
     shutil.copy(next(top.iterdir()), top / "new.png")
-    assert run() == cli.EXIT_DONE
+    before = published.series(str(folder / "out"))[-1].current
+    assert run("--begin-with", "published") == cli.EXIT_DONE
     assert done_anew(folder) == STAGES
     assert [len(list((folder / "out" / name).iterdir())) for name in ("images", "training", "synthetic")] == [2, 2, 2]
-    assert shown(folder) == [(1, ""), (2, "")]
-    # Another change, and this time with the weights that made what is current.
-    first = published.series(str(folder / "out"))[-1].current.snapshot
-    shutil.copy(top / "new.png", top / "newer.png")
-    assert run("--begin-with", "published") == cli.EXIT_DONE
-    last = published.series(str(folder / "out"))[-1].current
-    assert dataset_lineage(folder, last.dataset)["training"]["init_from"].startswith(first.rpartition("/")[2])
-    # It goes on as it began, though another snapshot is published now.
+    added = published.series(str(folder / "out"))[-1].added
+    lineage = record.read(str(folder / "out" / added.dataset))[0].lineage
+    assert lineage["training"]["init_from"] == before.snapshot_digest
+    # It goes on, as it began, though another snapshot is published now.
     assert run("--begin-with", "published", "--train.total-kimg", "0.2") == cli.EXIT_DONE
+    assert "train: goes on from checkpoint" in capsys.readouterr().out
     assert done_anew(folder) == ["train", "generate", "verify", "evaluate"]
+    assert len(list((folder / "out" / "training").iterdir())) == 2
 
 
 def test_a_failed_gate_leaves_the_last_one_standing_and_spares_the_many(
     folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = set((folder / "out" / "synthetic").iterdir())
-    words = ["--generate.seed", "2", "--trial-images", "25", "--gates.max-fid", "1e-9"]
+    words = ["--period", "2026-11-20", "--trial-images", "25", "--gates.max-fid", "1e-9"]
     assert run(*words) == cli.EXIT_REFUSED
+    assert [path.name for path in (folder / "out" / "refused").iterdir()] == ["2026-11-20"]
     assert "nothing is published" in capsys.readouterr().out
     assert shown(folder) == [(1, "")]
     assert set((folder / "out" / "synthetic").iterdir()) == made
@@ -162,22 +150,25 @@ def test_a_failed_gate_leaves_the_last_one_standing_and_spares_the_many(
     assert done_anew(folder) == ["evaluate trial", "generate", "verify", "evaluate"]
 
 
-@pytest.mark.slow
-def test_periods(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--period", "2026-11-20") == cli.EXIT_DONE
-    assert done_anew(folder) == ["generate", "verify", "evaluate"]
-    assert run("--period", "2026-11-20") == cli.EXIT_DONE
-    assert "already done, 2026-11-20 was published as number 2" in capsys.readouterr().out
-    assert run("--period", "2026-11-21", "--gates.max-fid", "1e-9") == cli.EXIT_REFUSED
-    assert run("--period", "2026-11-23") == cli.EXIT_DONE
+def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def todo(period: str, catch_up: bool = False) -> list[str]:
+        job = RunJob(source="s", out=str(tmp_path), period=period, catch_up=catch_up)
+        return _todo(job, published.series(str(tmp_path)), Terminal("run"))
+
+    assert todo("") == [""]
+    assert todo("2026-11-20") == ["2026-11-20"]
+    for day in ("2026-11-20", "2026-11-23"):
+        publication = published.Publication(
+            period=day, dataset=f"d/{day}", dataset_digest="d", report="r", snapshot="s", snapshot_digest="s"
+        )
+        published.publish(str(tmp_path), publication)
+    published.note_refused(str(tmp_path), "2026-11-21", "report/abc")
+    assert todo("2026-11-24") == ["2026-11-24"]
     assert "1 periods were missed: 2026-11-22; --catch-up does them first" in capsys.readouterr().err
-    assert run("--period", "2026-11-23", "--catch-up") == cli.EXIT_DONE
-    assert run("--period", "2026-11-24", "--catch-up") == cli.EXIT_DONE
-    assert "missed" not in capsys.readouterr().err
-    assert shown(folder)[1:] == [(2, "2026-11-20"), (3, "2026-11-23"), (4, "2026-11-22"), (5, "2026-11-24")]
-    series = published.series(str(folder / "out"))
-    assert [entry.current.period for entry in series[1:]] == ["2026-11-20", "2026-11-23", "2026-11-23", "2026-11-24"]
-    assert len({entry.added.dataset_digest for entry in series}) == 5
+    assert todo("2026-11-24", catch_up=True) == ["2026-11-22", "2026-11-24"]
+    assert todo("2026-11-23", catch_up=True) == ["2026-11-22"]
+    assert todo("2026-11-23") == []
+    assert "already done, 2026-11-23 was published as number 2" in capsys.readouterr().out
 
 
 def test_while_one_drives_another_is_told_so(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
