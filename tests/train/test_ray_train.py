@@ -42,10 +42,12 @@ def training_workers() -> list[int]:
     return [int(folder.name) for folder, command in commands if b"RayTrainWorker" in command]
 
 
-def r3gan(spec: RunSpec) -> RunSpec:
-    """With all that its step has: DDP through a double backward, gradients of parts added up, two batches."""
-    return dataclasses.replace(
-        spec,
+@pytest.mark.usefixtures("ray_session")
+def test_three_ranks_train_to_the_end(tmp_path: Path, reader: ChunkReader) -> None:
+    """R3GAN, with all that its step has: DDP through a double backward, gradients of parts added up, two batches."""
+    url, seen = str(tmp_path / "run"), list[int]()
+    spec = dataclasses.replace(
+        spec_of(url, reader),
         network=NetworkConfig(name="r3gan", z_dim=8, base_width=16, max_width=16, depth=1),
         step=StepConfig(
             loss="relativistic",
@@ -56,34 +58,33 @@ def r3gan(spec: RunSpec) -> RunSpec:
         ),
     )
 
-
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("ray_session")
-def test_a_run_through_changes_of_size_takes_what_is_planned(tmp_path: Path, reader: ChunkReader) -> None:
-    """One run of R3GAN by 1, 3, 4, then 2 workers, each stopping in mid-epoch and mid-group: no repeat, no gap."""
-    url, plan, seen = str(tmp_path / "run"), reader.plan, list[int]()
-
     def on_progress(cur_nimg: int, _: Mapping[str, Any]) -> None:
         seen.append(cur_nimg)
 
+    fit_owned(spec, reader, dataclasses.replace(ONE, count=3), on_progress)
+    assert seen[-1] == 160
+    assert [stats["cur_nimg"] for stats in log.read_stats(url)] == [40, 80, 120, 160]
+    assert all(stats["real_prob"] < 1 for stats in log.read_stats(url))  # means over the global batch, not over ranks
+    assert snapshot.load(snapshot.find(url)).config.cur_nimg == 160
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_recorded_positions_are_the_plan_through_changes_of_size(tmp_path: Path, reader: ChunkReader) -> None:
+    """One run by 1, 3, 4, then 2 workers, each stopping in mid-epoch and mid-group: no repeat, no gap."""
+    url, plan = str(tmp_path / "run"), reader.plan
     for count, total_kimg in [(1, 0.08), (3, 0.2), (4, 0.32), (2, 0.4)]:
-        spec = r3gan(spec_of(url, reader, total_kimg=total_kimg, checkpoint_kimg=0.04, record_positions=True))
-        fit_owned(spec, reader, dataclasses.replace(ONE, count=count), on_progress)
-        total_nimg = round(total_kimg * 1000)
-        assert seen[-1] == total_nimg
-        assert_as_planned(url, plan, spec.data_step(total_nimg) * plan.batch_size)
-        assert snapshot.load(snapshot.find(url)).config.cur_nimg == total_nimg
+        spec = spec_of(url, reader, total_kimg=total_kimg, checkpoint_kimg=0.04, record_positions=True)
+        fit_owned(spec, reader, dataclasses.replace(ONE, count=count))
+        assert_as_planned(url, plan, int(total_kimg * 1000))
     sizes = [event["world_size"] for event in log.read_events(url) if event["event"] == "resumed"]
     assert sizes == [3, 4, 2]
-    assert [stats["cur_nimg"] for stats in log.read_stats(url)] == list(range(40, 401, 40))
-    assert all(stats["real_prob"] < 1 for stats in log.read_stats(url))  # means over the global batch, not over ranks
 
 
-def assert_as_planned(url: str, plan: OrderPlan, total: int) -> None:
+def assert_as_planned(url: str, plan: OrderPlan, total_nimg: int) -> None:
     """Each position of the run once, with the sample that the plan has there."""
     taken = log.read_positions(url).sort_by("position")
-    assert np.array_equal(taken["position"].to_numpy(), np.arange(total))
-    planned = np.concatenate([plan.batch(step) for step in range(total // plan.batch_size)])
+    assert np.array_equal(taken["position"].to_numpy(), np.arange(total_nimg))
+    planned = np.concatenate([plan.batch(step) for step in range(total_nimg // plan.batch_size)])
     assert np.array_equal(taken["sample"].to_numpy(), planned)
 
 
