@@ -54,7 +54,7 @@ def up(folder: Path, options: argparse.Namespace) -> int:
         cluster_s3.start(cluster)
         _start_ray(cluster, options)
     except BaseException:  # a key press too: nothing half started is left
-        cluster.end()
+        cluster.end(keep_data=True)
         raise
     _say(
         f"The cluster runs: a head, {options.workers} workers that count {options.cpus} CPUs each, S3.", *_how(cluster)
@@ -89,7 +89,7 @@ def down(folder: Path, options: argparse.Namespace) -> int:
     cluster = load(folder)
     count = 0
     if cluster is not None:
-        count = cluster.end()
+        count = cluster.end(keep_data=not options.remove_data)
         cluster.forget()
     _say(f"The cluster in {folder} is stopped: {count} processes." if count else f"No cluster runs in {folder}.")
     if options.remove_data:

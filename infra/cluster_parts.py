@@ -111,13 +111,14 @@ class Cluster:
                         found.setdefault(variable[len(mark) :].decode(), []).append(int(path.parent.name))
         return found
 
-    def end(self) -> int:
-        """End all of its processes, by id, the S3 server in order; how many there were."""
+    def end(self, keep_data: bool) -> int:
+        """End all of its processes, by id; how many there were. To keep its data, the S3 server needs some seconds."""
         count = len(_all(self.processes()))
-        for pid in self.processes().get("s3", []):
-            _signal(pid, signal.SIGTERM)
-        with suppress(ClusterError):  # it writes what it holds in memory
-            wait_for(lambda: "s3" not in self.processes(), "", END_SEC)
+        if keep_data:
+            for pid in self.processes().get("s3", []):
+                _signal(pid, signal.SIGTERM)
+            with suppress(ClusterError):  # it writes what it holds in memory
+                wait_for(lambda: "s3" not in self.processes(), "", END_SEC)
         deadline_sec = time.monotonic() + END_SEC
         while pids := _all(self.processes()):  # again and again: one may have started another meanwhile
             if time.monotonic() > deadline_sec:

@@ -26,11 +26,11 @@ from pipeline import storage
 from tests.cluster import ROOT, SCRIPT, Cluster, order, run_cluster, sourced
 from tests.jobs.test_run_job import FLAGS, make_source
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 PREPARE = "--prepare.resolution 16 --prepare.channels 1"
 TRAIN = (
-    "--network.z-dim 8 --network.base-width 8 --train.batch-size 16 --train.num-lanes 2 --train.tick-kimg 0.5 "
-    "--train.checkpoint-kimg 1"
+    "--network.z-dim 8 --network.base-width 8 --train.batch-size 16 --train.num-lanes 2 --train.tick-kimg 0.25 "
+    "--train.checkpoint-kimg 0.5"
 )
 GENERATE = "--generate.num-images 60 --generate.shard-size 30"
 EVALUATE = (
@@ -39,6 +39,7 @@ EVALUATE = (
 )
 OPEN_PATHS = {"/", "/status", "/healthz", "/api/authentication_mode", "/api/healthz", "/api/local_raylet_healthz"}
 """What may answer without a token, beside counters for Prometheus: that a server is there, and how full its disk is."""
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 RPCS = (
     "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
     "/ray.rpc.InternalKVGcsService/InternalKVKeys",
@@ -72,15 +73,15 @@ def s3(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, value)
 
 
-def ray(cluster: Cluster, *words: str, check: bool = True) -> str:
+def ray(cluster: Cluster, *words: str) -> str:
     """`ray WORDS…` as one types it; what it printed on stdout."""
     command = [sys.executable, "-m", "ray.scripts.scripts", *words]
     done = subprocess.run(command, env=cluster.environment, cwd="/", capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[str]", limit_sec: float = 120) -> None:
+def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[str]", limit_sec: float = 300) -> None:
     deadline_sec = time.monotonic() + limit_sec
     while not ready():
         assert process.poll() is None, process.communicate()[0]
@@ -128,7 +129,7 @@ def test_every_other_verb_is_a_job(cluster: Cluster, images: str, synthetic: tup
 @pytest.mark.usefixtures("s3")
 def test_stopped_in_the_middle_and_submitted_again_it_goes_on(cluster: Cluster, images: str) -> None:
     url = cluster.url("stopped")
-    words = ["train", "--dataset", images, "--out", url, *TRAIN.split(), "--train.total-kimg", "12"]
+    words = ["train", "--dataset", images, "--out", url, *TRAIN.split(), "--train.total-kimg", "4"]
     name = submit.submission_id("train", url)
     rivals = [cluster.submit("--", *words), cluster.submit("--", *words)]  # at once: Ray decides
     while all(rival.poll() is None for rival in rivals):
@@ -139,6 +140,8 @@ def test_stopped_in_the_middle_and_submitted_again_it_goes_on(cluster: Cluster, 
     assert f"ray job logs -f {name}" in told or "another submitter" in told
 
     wait_until(lambda: any("COMMIT" in entry.name for entry in storage.list_entries(f"{url}/checkpoints")), winner)
+    # PyTorch's own socket, at which the training workers meet, cannot be told where to listen; nothing else is open.
+    assert sum(address not in LOOPBACK for _, address in listening(cluster).values()) <= 1
     code, printed = cluster.run("--", *words)
     assert code == cli.EXIT_BAD_INPUT
     assert len(printed.splitlines()) == 1
@@ -193,7 +196,10 @@ def test_a_job_runs_what_was_sent_along(cluster: Cluster, tmp_path: Path, synthe
     printed = ray(cluster, "job", "submit", *words)
     for who in ("driver", "task"):
         assert re.search(rf"{who} \S+/working_dir_files/", printed), printed
-    assert "already exists" in ray(cluster, "job", "submit", *words, check=False) + ray(cluster, "job", "list")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", *words]
+    twice = subprocess.run(command, env=cluster.environment, cwd="/", capture_output=True, text=True)
+    assert twice.returncode != 0
+    assert "by-hand already exists" in twice.stderr
 
 
 def without_token(cluster: Cluster, token: str = "") -> dict[str, str]:
@@ -202,24 +208,29 @@ def without_token(cluster: Cluster, token: str = "") -> dict[str, str]:
     return {**names, **({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})}
 
 
-@pytest.mark.parametrize("token", ["", "0" * 64], ids=["none", "another"])
-def test_ray_refuses_who_has_no_token(cluster: Cluster, token: str) -> None:
-    environment = without_token(cluster, token)
-    command = [sys.executable, "-m", "jobs.submit", "--", "gc", "--dataset", cluster.url("images")]
-    tried = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
-    assert tried.returncode == cli.EXIT_BAD_INPUT
-    assert "refuses the token" in tried.stderr
-    assert len(tried.stderr.splitlines()) == 1
-    script = "import ray; ray.init(); print('inside')"
-    tried = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd="/", capture_output=True, text=True, timeout=120
-    )
-    assert tried.returncode != 0
-    assert "inside" not in tried.stdout
-    assert "AuthenticationError" in tried.stderr
-    for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status"):
+def test_ray_refuses_who_has_no_token(cluster: Cluster) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    enter = [sys.executable, "-c", "import ray; ray.init(); print('inside')"]
+    ask = [sys.executable, "-m", "jobs.submit", "--", "gc", "--dataset", cluster.url("images")]
+    others = ["", "0" * 64]
+    tried = []
+    for token in others:
+        environment = without_token(cluster, token)
+        tried += [subprocess.Popen(command, env=environment, cwd="/", text=True, **pipes) for command in (enter, ask)]
+    for token in others:
         header = {"Authorization": f"Bearer {token}"} if token else {}
-        assert answer(port_of(cluster.dashboard_url), path, header)[0] in (401, 403), path
+        for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status"):
+            assert answer(port_of(cluster.dashboard_url), path, header)[0] in (401, 403), path
+    for process in tried:
+        out, err = process.communicate(timeout=120)
+        if process.args == ask:
+            assert process.returncode == cli.EXIT_BAD_INPUT
+            assert "refuses the token" in err
+            assert len(err.splitlines()) == 1
+        else:
+            assert process.returncode != 0
+            assert "inside" not in out
+            assert "AuthenticationError" in err
 
 
 def port_of(url: str) -> int:
@@ -287,7 +298,7 @@ def listening(cluster: Cluster) -> dict[int, tuple[str, str]]:
 def test_nothing_listens_beyond_loopback_or_answers_strangers(cluster: Cluster) -> None:
     found = listening(cluster)
     assert {node for node, _ in found.values()} == {"head", "worker-1", "worker-2", "s3"}
-    assert {address for _, address in found.values()} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert {address for _, address in found.values()} <= LOOPBACK
     secrets = [(cluster.folder / "token").read_text().encode(), cluster.environment["AWS_SECRET_ACCESS_KEY"].encode()]
     refused = set()
     for port, (node, _) in found.items():
