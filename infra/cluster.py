@@ -106,16 +106,15 @@ def _start_ray(cluster: Cluster, options: argparse.Namespace) -> None:
     flags += [f"--dashboard-port={cluster.state.dashboard_port}"]
     flags += [f"--ray-client-server-port={free_ports(1)[0]}"]
     _start_node(cluster, "head", flags, options.head_cpus, options.object_store_mb)
-    wait_for(lambda: _alive_nodes(cluster) == 1, f"the dashboard does not answer; see {cluster.logs}")
+    wait_for(lambda: "head" in _alive_nodes(cluster), f"the dashboard does not answer; see {cluster.logs}")
     for number in range(1, options.workers + 1):  # in turn: Ray gives a node 30 s to start, and there are few cores
         _start_worker(cluster, f"worker-{number}", options)
 
 
 def _start_worker(cluster: Cluster, name: str, options: argparse.Namespace) -> None:
     """Returns when it has joined."""
-    alive = _alive_nodes(cluster)
     _start_node(cluster, name, [f"--address=127.0.0.1:{cluster.state.gcs_port}"], options.cpus, options.object_store_mb)
-    wait_for(lambda: _alive_nodes(cluster) > alive, f"{name} did not join; see {cluster.logs}")
+    wait_for(lambda: name in _alive_nodes(cluster), f"{name} did not join; see {cluster.logs}")
 
 
 def _start_node(cluster: Cluster, name: str, flags: Sequence[str], cpus: int, store_mb: int) -> None:
@@ -137,16 +136,19 @@ def _start_node(cluster: Cluster, name: str, flags: Sequence[str], cpus: int, st
         raise ClusterError(f"`ray start` failed for {name}; see {cluster.logs / name}.log")
 
 
-def _alive_nodes(cluster: Cluster) -> int:
-    """Nodes that the dashboard knows as alive; 0 where it does not answer."""
+def _alive_nodes(cluster: Cluster) -> set[str]:
+    """Names of the nodes that the dashboard knows as alive; none where it does not answer. One that died may be among
+    them for some seconds, and a name is given once.
+    """
     request = urllib.request.Request(f"{cluster.dashboard_url}/nodes?view=summary")
     request.add_header("Authorization", f"Bearer {(cluster.folder / 'token').read_text()}")
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             nodes = json.load(response)["data"]["summary"]
     except (OSError, KeyError, ValueError):
-        return 0
-    return sum(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
+        return set()
+    raylets = [node.get("raylet", {}) for node in nodes]
+    return {raylet.get("nodeName", "") for raylet in raylets if raylet.get("state") == "ALIVE"}
 
 
 def _how(cluster: Cluster) -> list[str]:
