@@ -120,7 +120,7 @@ def _submit(options: argparse.Namespace, words: Sequence[str], verb: cli.Verb, j
     name = submission_id(verb.name, output, period)
     client = _client(options.address)
     before = _make_room(client, name, output)
-    entrypoint = shlex.join(["python", "-m", f"jobs.{verb.name}", *words[1:]])
+    entrypoint = _entrypoint(words, verb, job)
     metadata = {"output": output, "submitted_by": _who(), **({"period": period} if period else {})}
     job_of_ray = {"submission_id": name, "metadata": metadata, "runtime_env": _runtime_env(options)}
     try:
@@ -131,6 +131,14 @@ def _submit(options: argparse.Namespace, words: Sequence[str], verb: cli.Verb, j
         raise RetryableError(f"the cluster takes no job: {_first_line(error)}") from error
     terminal.line(f"submit: job {name}; its log: ray job logs -f {name}; stop it: ray job stop {name}")
     return cli.EXIT_DONE if options.no_wait else _follow(client, name, before, terminal)
+
+
+def _entrypoint(words: Sequence[str], verb: cli.Verb, job: Any) -> str:
+    """The job's command. A configuration file may lie on this machine alone: what it says is sent as flags instead."""
+    flags = words[1:]
+    if any(word == "--config" or word.startswith("--config=") for word in flags):
+        flags = shlex.split(cli.typed(verb, job))[2:]
+    return shlex.join(["python", "-m", f"jobs.{verb.name}", *flags])
 
 
 def _patiently(submit: Callable[[], Any]) -> None:

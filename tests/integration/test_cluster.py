@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -158,6 +159,21 @@ def test_stopped_in_the_middle_and_submitted_again_it_goes_on(cluster: Cluster, 
     assert "\x1b" not in printed
     assert printed.count("Running entrypoint for job") == 1  # the log of the job before is not shown again
     assert "already done" in done(cluster.run("--", *words))
+
+
+def test_ctrl_c_stops_only_the_printing(cluster: Cluster, synthetic: tuple[str, str]) -> None:
+    follower = cluster.submit("--", "verify", "--dataset", synthetic[1])
+    assert follower.stdout is not None
+    while "Running entrypoint for job" not in (line := follower.stdout.readline()):
+        assert line, "it ended"
+    follower.send_signal(signal.SIGINT)
+    printed = follower.communicate()[0]
+    assert follower.returncode == cli.EXIT_INTERRUPTED
+    name = submit.submission_id("verify", synthetic[1])
+    assert printed.splitlines()[-1].endswith(
+        f"the job goes on; follow it: ray job logs -f {name}; stop it: ray job stop {name}"
+    )
+    assert "60 images as their index says" in ray(cluster, "job", "logs", "-f", name)
 
 
 @pytest.mark.usefixtures("s3")

@@ -1,6 +1,7 @@
 """`ganymede submit` without a cluster: names of jobs, and what is refused before anything is sent."""
 
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -44,6 +45,20 @@ def test_the_id_is_of_the_output_and_the_period_and_of_nothing_else() -> None:
     loop = ("run", "--source", "s3://b/raw", "--out", "s3://b/loop")
     assert len({named(*loop), named(*loop, "--period", "2026-10"), named(*loop, "--period", "2026-09")}) == 3
     assert named(*VERIFY[1:]) == submit.submission_id("verify", "s3://b/data")
+
+
+def test_a_configuration_file_of_this_machine_is_sent_as_flags(tmp_path: Path) -> None:
+    file = tmp_path / "smaller.yaml"
+    file.write_text("train: {total_kimg: 7, seed: 3}\nnetwork: {name: r3gan}\n")
+    words = ["train", "--dataset", "s3://b/data", "--out", "s3://b/a run", "--preset", "r3gan-cifar10"]
+    assert submit._entrypoint(words, *submit._job(words)) == shlex.join(["python", "-m", "jobs.train", *words[1:]])
+    with_file = [*words, f"--config={file}", "--train.seed", "4"]
+    verb, job = submit._job(with_file)
+    sent = shlex.split(submit._entrypoint(with_file, verb, job))
+    assert sent[:3] == ["python", "-m", "jobs.train"]
+    assert not any(word.startswith(("--config", "--preset")) for word in sent)
+    assert cli.configuration(verb, sent[3:]) == job
+    assert (job.train.total_kimg, job.train.seed) == (7, 4)
 
 
 @pytest.mark.parametrize(
