@@ -65,5 +65,5 @@ def _begin(period: str) -> datetime.datetime:
 def _next(period: str) -> str:
     name, begin = form(period), _begin(period)
     # A month has at most 31 days, and none has 60.
-    after = begin.replace(day=1) + datetime.timedelta(days=31) if name == "month" else begin + _STEPS[name]
+    after = begin + datetime.timedelta(days=31) if name == "month" else begin + _STEPS[name]
     return after.strftime(_WRITTEN[name])
