@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -75,8 +76,8 @@ def _pixel_digests(files: Sequence[bytes], channels: int) -> list[bytes]:
     """sha256 of the pixels of each image; some at a time, since together they decode faster."""
     digests: list[bytes] = []
     for start in range(0, len(files), _DECODED_TOGETHER):
-        part = files[start : start + _DECODED_TOGETHER]
-        digests += [hashlib.sha256(pixels.tobytes()).digest() for pixels in images.decode_all(part, channels)]
+        decoded = images.decode_all(files[start : start + _DECODED_TOGETHER], channels)
+        digests += [hashlib.sha256(np.ascontiguousarray(pixels).data).digest() for pixels in decoded]
     return digests
 
 
