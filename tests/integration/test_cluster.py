@@ -162,7 +162,10 @@ def test_stopped_in_the_middle_and_submitted_again_it_goes_on(cluster: Cluster, 
 
 
 def test_ctrl_c_stops_only_the_printing(cluster: Cluster, synthetic: tuple[str, str]) -> None:
+    # A shell that starts the tests in its background lets them ignore SIGINT, and what they start as well.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     follower = cluster.submit("--", "verify", "--dataset", synthetic[1])
+    signal.signal(signal.SIGINT, before)
     assert follower.stdout is not None
     while "Running entrypoint for job" not in (line := follower.stdout.readline()):
         assert line, "it ended"
