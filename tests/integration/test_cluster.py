@@ -1,22 +1,18 @@
 """`make cluster` and `ganymede submit`: every verb as a job, once at a time, and closed to whoever has no token."""
 
-import http.client
 import os
 import re
 import shlex
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import boto3
-import grpc
 import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
@@ -26,6 +22,7 @@ from jobs import cli, submit
 from pipeline import storage
 from tests.cluster import ROOT, SCRIPT, Cluster, order, run_cluster, sourced
 from tests.jobs.test_run_job import FLAGS, make_source
+from tests.open_ports import answer, listening, rpc_answers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 PREPARE = "--prepare.resolution 16 --prepare.channels 1"
@@ -41,16 +38,6 @@ EVALUATE = (
 OPEN_PATHS = {"/", "/status", "/healthz", "/api/authentication_mode", "/api/healthz", "/api/local_raylet_healthz"}
 """What may answer without a token, beside counters for Prometheus: that a server is there, and how full its disk is."""
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-RPCS = (
-    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
-    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
-    "/ray.rpc.NodeManagerService/GetNodeStats",
-    "/ray.rpc.ObjectManagerService/Push",
-    "/ray.rpc.ObjectManagerService/Pull",
-    "/ray.rpc.ReporterService/GetTraceback",
-    "/ray.rpc.RayletDriver/ClusterInfo",
-)
 
 
 @pytest.fixture(scope="module")
@@ -256,19 +243,6 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def answer(port: int, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-    """Status and body of a GET; (0, b"") from a port that speaks no HTTP."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", path, headers=dict(headers or {}))
-        response = connection.getresponse()
-        return response.status, response.read()
-    except (http.client.HTTPException, OSError):
-        return 0, b""
-    finally:
-        connection.close()
-
-
 @pytest.mark.parametrize("keys", [None, ("0" * 20, "0" * 40)], ids=["none", "others"])
 def test_the_s3_server_refuses_who_has_no_keys(cluster: Cluster, images: str, keys: tuple[str, str] | None) -> None:
     once = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 1}}
@@ -291,28 +265,6 @@ def test_the_s3_server_refuses_who_has_no_keys(cluster: Cluster, images: str, ke
         assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
-def listening(cluster: Cluster) -> dict[int, tuple[str, str]]:
-    """Port -> node and address, of all that the cluster's processes listen on."""
-    owners: dict[str, str] = {}
-    for name, pids in cluster.processes().items():
-        for pid in pids:
-            with suppress(OSError):
-                for link in Path(f"/proc/{pid}/fd").iterdir():
-                    with suppress(OSError):
-                        owners[os.readlink(link)] = name
-    found = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            node = owners.get(f"socket:[{fields[9]}]")
-            if fields[3] == "0A" and node is not None:
-                address, port = fields[1].split(":")
-                packed = b"".join(struct.pack("<I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8))
-                family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-                found[int(port, 16)] = (node, socket.inet_ntop(family, packed))
-    return found
-
-
 @pytest.mark.usefixtures("images")
 def test_nothing_listens_beyond_loopback_or_answers_strangers(cluster: Cluster) -> None:
     found = listening(cluster)
@@ -331,18 +283,6 @@ def test_nothing_listens_beyond_loopback_or_answers_strangers(cluster: Cluster) 
             refused |= {(node, code) for code in rpc_answers(port)}
     assert refused >= {("head", "UNAUTHENTICATED"), ("worker-1", "UNAUTHENTICATED"), ("worker-2", "UNAUTHENTICATED")}
     assert {code for node, code in refused if node == "s3"} == {"UNAVAILABLE"}  # no certificate, no connection
-
-
-def rpc_answers(port: int) -> set[str]:
-    """What the calls above get from a port without a token; none may be let through."""
-    codes = set()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        for rpc in RPCS:
-            with pytest.raises(grpc.RpcError) as refusal:
-                channel.unary_unary(rpc)(b"", timeout=10)
-            codes.add(refusal.value.code().name)
-    assert codes <= {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"}, (port, codes)
-    return codes
 
 
 def test_secrets_are_the_users_own(cluster: Cluster) -> None:
