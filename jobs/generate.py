@@ -17,6 +17,7 @@ from pipeline import snapshot, storage
 from pipeline.config import ConfigError, to_yaml
 from pipeline.dataset import record
 from pipeline.errors import InputError, RetryableError
+from pipeline.gan import precision
 from pipeline.generate import estimate, shard_writer
 from pipeline.generate.factory import open_factory, reject_below
 from pipeline.generate.plan import GenerateConfig, GeneratePlan, with_micro_batch
@@ -68,6 +69,7 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
     if storage.stat(storage.join(out, record.NAME)) is not None:
         terminal.line(f"generate: already done, {plan.config.num_images:,} images: {out}")
         return cli.EXIT_DONE
+    _warn_of_emulation(job, terminal)
     start_ray(terminal)
     todo = sum(len(plan.seeds(shard)) for shard in missing_shards(out, plan))
     made = plan.config.num_images - todo
@@ -108,6 +110,13 @@ def _with_rejection(
         with terminal.progress(plan.config.pilot_images, "img", "pilot") as bar:
             found = reject_below(open_factory(plan, source.G_ema, source.D, device, 1), bar.update)
     return dataclasses.replace(plan, reject_below=found)
+
+
+def _warn_of_emulation(job: GenerateJob, terminal: Terminal) -> None:
+    """Of this machine's CPU. Unlike training it computes in what was asked for: precision is part of the plan."""
+    wanted = job.generate.precision
+    if not job.use_gpu and precision.supported(wanted, torch.device("cpu")) != wanted:
+        terminal.warn(f"this CPU only emulates {wanted}, many times slower than --generate.precision fp32")
 
 
 def _device(job: GenerateJob) -> torch.device:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,15 +89,21 @@ def test_train_refuses_a_dataset_without_the_classes_a_preset_wants(
     assert "the dataset has no classes; prepare it" in refused(capsys, train.VERB, words)
 
 
+@pytest.mark.parametrize(
+    ("tell", "job", "field", "said"),
+    [
+        (train._say_precision, train.TrainJob(dataset="d", out="o"), "step", "computes in fp32"),
+        (generate._warn_of_emulation, generate.GenerateJob(snapshot="s", out="o"), "generate", "only emulates bf16"),
+    ],
+)
 def test_a_cpu_without_bf16_is_told_before_the_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tell: Any, job: Any, field: str, said: str
 ) -> None:
-    job = train.TrainJob(dataset="d", out="o")
-    fp32 = dataclasses.replace(job, step=dataclasses.replace(job.step, precision="fp32"))
-    for found, one, told in (({"avx512_bf16": True}, job, False), ({}, job, True), ({}, fp32, False)):
+    for found, precision, told in (({"avx512_bf16": True}, "bf16", False), ({}, "bf16", True), ({}, "fp32", False)):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=found: found)
-        train._say_precision(one, Terminal("train"))
-        assert ("computes in fp32" in capsys.readouterr().err) == told
+        owner = dataclasses.replace(getattr(job, field), precision=precision)
+        tell(dataclasses.replace(job, **{field: owner}), Terminal("test"))
+        assert (said in capsys.readouterr().err) == told
 
 
 def test_train_refuses_what_is_no_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import os
 import shutil
 import signal
@@ -167,15 +166,13 @@ def assert_resumes_to_the_bit(root: str, name: str, count: int, num_victims: int
 
 
 FAST = [("dcgan", 2, "local"), ("r3gan", 1, "s3")]
+# Each two of network, number of ranks and store meet: all twelve triples took five minutes more and found nothing.
+SLOW = [("dcgan", 1, "local"), ("dcgan", 4, "s3"), ("r3gan", 2, "s3"), ("r3gan", 4, "local")]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("name", "count", "store"),
-    [
-        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
-        for case in itertools.product(NETWORKS, (1, 2, 4), ("local", "s3"))
-    ],
+    ("name", "count", "store"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
 def test_resumes_to_the_bit(
     request: pytest.FixtureRequest, tmp_path: Path, undisturbed: Undisturbed, name: str, count: int, store: str

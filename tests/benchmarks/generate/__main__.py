@@ -16,6 +16,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from pipeline.gan import precision
 from tests.benchmarks.generate.network import make_snapshot
 
 MUSTS = {
@@ -28,7 +31,7 @@ MUSTS = {
 }
 FIRST_PART_MUST_SEC = 15.0
 _CORES = 2
-_PRECISION = "bf16"
+_PRECISION = precision.supported("bf16", torch.device("cpu"))
 _LONG = 4
 """Windows of what is compared with whole runs of ours: about as long as those, since a core's speed drifts."""
 SCALED = "png256"
