@@ -98,16 +98,15 @@ def test_a_kill_at_the_commit_leaves_a_run_that_resumes(tmp_path: Path, drivers:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("store", ["local", "s3"])
-@pytest.mark.parametrize(("steps", "skip"), [(PUT_STEPS + DELETE_STEPS, 0), (PUT_STEPS, 1)])
+@pytest.mark.parametrize(("steps", "skip", "store"), [(PUT_STEPS + DELETE_STEPS, 0, "s3"), (PUT_STEPS, 1, "local")])
 def test_a_kill_at_each_step_of_a_checkpoint_leaves_a_run_that_resumes(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     drivers: Drivers,
     long_end: End,
-    store: str,
     steps: Sequence[str],
     skip: int,
+    store: str,
 ) -> None:
     """At the first checkpoint, where there is none to go back to, and at the second; and where old ones are deleted."""
     url = str(tmp_path) if store == "local" else str(request.getfixturevalue("s3"))

@@ -96,7 +96,7 @@ def test_recorded_positions_are_the_plan_when_a_worker_is_killed(
 ) -> None:
     """Three ranks; a training worker, or a read worker, is killed after the first checkpoint."""
     url, killed = str(tmp_path / "run"), list[int]()
-    settings = {"total_kimg": 4.0, "tick_kimg": 0.08, "checkpoint_kimg": 0.08, "record_positions": True}
+    settings = {"total_kimg": 2.0, "tick_kimg": 0.08, "checkpoint_kimg": 0.08, "record_positions": True}
 
     def kill_one() -> None:
         while not any(event["event"] == "checkpoint" for event in log.read_events(url)):
@@ -110,7 +110,7 @@ def test_recorded_positions_are_the_plan_when_a_worker_is_killed(
     fit_owned(spec_of(url, reader, **settings), reader, dataclasses.replace(ONE, count=3))
     killer.join()
     assert killed
-    assert_as_planned(url, reader.plan, 4000)
+    assert_as_planned(url, reader.plan, 2000)
 
 
 @pytest.mark.usefixtures("ray_session")

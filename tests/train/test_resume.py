@@ -1,4 +1,4 @@
-"""100 steps are 40, SIGKILL and 60, bit for bit; another number of ranks changes the order of sums alone."""
+"""160 steps are 40, SIGKILL and 120, bit for bit; another number of ranks changes the order of sums alone."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ from tests.train.test_ray_train import ONE, fit_owned
 
 __all__ = ["reader"]
 
-BATCH, STEPS, CHECKPOINT_STEPS, TICK_STEPS = 32, 100, 40, 10
+BATCH, STEPS, CHECKPOINT_STEPS, TICK_STEPS = 32, 160, 40, 10
 RESTART_SEC = 30.0
 DCGAN = (NetworkConfig(z_dim=16, base_width=16), StepConfig(precision="fp32"))
 R3GAN = (
@@ -58,7 +58,7 @@ def data_at(root: str) -> str:
 
 
 def run_of(name: str, run_url: str, reader: ChunkReader) -> RunSpec:
-    """100 steps, a checkpoint after 40 and 80."""
+    """160 steps, a checkpoint after each 40."""
     kimg = {"total_kimg": STEPS, "checkpoint_kimg": CHECKPOINT_STEPS, "tick_kimg": TICK_STEPS}
     settings = {field: count * BATCH / 1000 for field, count in kimg.items()}
     spec = spec_of(run_url, reader, batch_size=BATCH, **settings)
@@ -158,7 +158,8 @@ def assert_resumes_to_the_bit(root: str, name: str, count: int, num_victims: int
     with ThreadPoolExecutor(1) as pool:
         killed_sec = pool.submit(kill_beyond_the_checkpoint, url, lambda: training_workers()[:num_victims])
         fit_owned(run_of(name, url, reader), reader, ranks(count), told)
-    assert resumed_from(url) == [CHECKPOINT_STEPS]
+    # From the second checkpoint, where the machine was so busy that the kill came late.
+    assert resumed_from(url) in ([CHECKPOINT_STEPS], [2 * CHECKPOINT_STEPS])
     took_sec = restart_sec(url, killed_sec.result(), told)
     print(f"{name}, {count} ranks, {root}: {took_sec:.1f} s from the kill to the next step")
     assert took_sec < RESTART_SEC
@@ -191,8 +192,8 @@ def distance(found: State, wanted: State) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_other_sizes_keep_the_noise(tmp_path: Path, undisturbed: Undisturbed) -> None:
-    """R3GAN, whose step has no batch statistics, by 2, 1, 3, then 2 ranks ends where one rank ends, but for the order
-    of sums; with other noise from the first change of size on it ends elsewhere.
+    """R3GAN, whose step has no batch statistics, by 2, 1, then 3 ranks ends where one rank ends, but for the order of
+    sums; with other noise from the first change of size on it ends elsewhere.
     """
     wanted, reader = undisturbed("r3gan", 1), reader_at(data_at(str(tmp_path)))
 
@@ -202,12 +203,12 @@ def test_other_sizes_keep_the_noise(tmp_path: Path, undisturbed: Undisturbed) ->
         fit_owned(dataclasses.replace(spec, train=train), reader, ranks(count))
 
     urls, ends = {noise: str(tmp_path / noise) for noise in ("its own", "other")}, {}
-    go_on(urls["its own"], 2, 25)
+    go_on(urls["its own"], 2, 40)
     shutil.copytree(urls["its own"], urls["other"])  # the same up to here
     with Ownership(urls["other"]) as owner:
         rollback(urls["other"], 1, owner.number, {})
     for noise, url in urls.items():
-        for count, steps in [(1, 50), (3, 75), (2, 100)]:
+        for count, steps in [(1, 80), (3, STEPS)]:
             go_on(url, count, steps)
         ends[noise] = distance(last_state(url), wanted)
     print(f"relative distance from one rank's G: {ends}")
