@@ -1,5 +1,9 @@
 """The classifier learns, and is the same on every run."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +44,21 @@ def test_it_learns_and_is_the_same_again() -> None:
     assert not torch.equal(one.last.weight, other.last.weight)
     unseen, wanted = labelled(1000, seed=1)
     assert (predicted(one, unseen) == wanted).mean() > 0.9
+
+
+_TRAIN = """
+import numpy as np
+from pipeline.evaluate.classifier import Recipe, train_classifier
+for channels in (1, 3):
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, channels), dtype=np.uint8)
+    train_classifier(pixels, np.arange(1000) % 10, 10, Recipe(steps=10))
+"""
+
+
+def test_it_is_trained_on_a_cpu_without_avx512() -> None:
+    """Where a kernel of oneDNN overwrote what was not its own."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert subprocess.run([sys.executable, "-c", _TRAIN], env=environment, check=False).returncode == 0
 
 
 def test_training_leaves_the_callers_randomness_alone() -> None:
