@@ -24,7 +24,7 @@ from tests.small import read_by_webdataset
 
 ROOT = Path(__file__).parents[2]
 SHORT = (
-    "--train.total-kimg 40 --train.tick-kimg 10 --train.checkpoint-kimg 10 --generate.num-images 6000 "
+    "--train.total-kimg 20 --train.tick-kimg 5 --train.checkpoint-kimg 5 --generate.num-images 6000 "
     "--generate.shard-size 250 --train.record-positions "
     "--evaluate.classifier-steps 20 --evaluate.num-samples 500 --evaluate.utility-steps 0"
 )
@@ -192,10 +192,10 @@ def test_killed_in_every_step_it_ends_the_same(tmp_path: Path) -> None:
     ends = [checkpoint.latest_valid(str(run), pytest.fail) for run in runs]
     assert ends[0] is not None
     assert ends[1] is not None
-    assert ends[0].cur_nimg == ends[1].cur_nimg == 40_000
+    assert ends[0].cur_nimg == ends[1].cur_nimg == 20_032
     # The driver died and another went on: no sample was repeated, none left out.
     taken = [log.read_positions(str(run)).sort_by("position") for run in runs]
-    assert np.array_equal(taken[1]["position"].to_numpy(), np.arange(40_000))
+    assert np.array_equal(taken[1]["position"].to_numpy(), np.arange(20_032))
     assert taken[1]["sample"].equals(taken[0]["sample"])
     # dcgan on one worker: to the bit. Hence the snapshots, and all that is made of them, are equal too.
     assert runs[0].name == runs[1].name
