@@ -9,7 +9,7 @@ BENCH_FLAGS ?=
 # Extra flags for `make cluster`, e.g. CLUSTER_FLAGS="--workers 3 --cpus 8", and for `make cluster-down`, --remove-data
 CLUSTER_FLAGS ?=
 
-.PHONY: install demo cluster cluster-down check test test-slow test-cluster bench-ingest bench-train bench-generate bench-evaluate format lock audit clean
+.PHONY: install demo cluster cluster-down check test test-slow test-long bench-ingest bench-train bench-generate bench-evaluate format lock audit clean
 
 install: .venv/installed
 
@@ -55,9 +55,9 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# On a cluster as `make cluster` starts it. Not in CI yet.
-test-cluster: install
-	$(BIN)/python -m pytest -m cluster
+# Several nodes, and the same guarantees in more combinations: half an hour that CI has not got.
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 # Data, made once, go to .bench; the peers have an environment of their own, since they bring torchvision.
 bench-ingest: install .venv-peers/installed

@@ -36,7 +36,7 @@ def test_a_few_hundred_damaged_files(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_damaged_files(capsys: pytest.CaptureFixture[str]) -> None:
-    report = _run(60_000, capsys)
+    report = _run(30_000, capsys)
     for image_format in images.FORMATS:
         for verdict in ("accepted", "refused"):
             assert report.outcomes[pool.Outcome(image_format, verdict)] > 100

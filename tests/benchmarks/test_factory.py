@@ -17,7 +17,7 @@ from tests.benchmarks.generate.__main__ import MUSTS, _missed
 from tests.benchmarks.generate.network import make_snapshot
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_quick_run_prints_its_ratios() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.generate", "--quick"]

@@ -84,7 +84,7 @@ def test_ratios_take_the_default_of_ours_and_the_fastest_peer() -> None:
     assert json.loads(report.last_line(figures))["ratios"] == figures
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_quick_run_measures_its_figures(tmp_path: Path) -> None:
     """All but the long plan, which takes a minute whatever the images."""

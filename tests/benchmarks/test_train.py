@@ -10,7 +10,7 @@ import pytest
 from tests.benchmarks.train.__main__ import _missed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_prints_its_ratios(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.train", "--quick", "--cache", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

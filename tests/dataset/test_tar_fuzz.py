@@ -53,7 +53,7 @@ def test_a_few_hundred_damaged_tars(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_damaged_tars(capsys: pytest.CaptureFixture[str]) -> None:
-    _run(12_000, capsys)
+    _run(8_000, capsys)
 
 
 def _run(count: int, capsys: pytest.CaptureFixture[str], processes: int = 2) -> None:

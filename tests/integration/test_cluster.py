@@ -24,7 +24,7 @@ from tests.cluster import ROOT, SCRIPT, Cluster, order, run_cluster, sourced
 from tests.jobs.test_run_job import FLAGS, make_source
 from tests.open_ports import answer, listening, rpc_answers
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 PREPARE = "--prepare.resolution 16 --prepare.channels 1"
 TRAIN = (
     "--network.z-dim 8 --network.base-width 8 --train.batch-size 16 --train.num-lanes 2 --train.tick-kimg 0.25 "

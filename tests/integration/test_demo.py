@@ -32,7 +32,7 @@ PREPARED, TRAINED, GENERATED, JUDGED = "images", "training", "synthetic", "repor
 VERBS = "log|prepare|train|generate|verify|evaluate|run|warning"
 LINE = re.compile(rf"({VERBS}): |make|^\S*ganymede run |^\S*python\S* -m |^touch ")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 
 def start(out: Path, flags: str = "") -> subprocess.Popen[str]:
@@ -90,6 +90,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
     return out, printed, elapsed_sec
 
 
+@pytest.mark.slow
 def test_the_demo_is_quick_and_quiet(demo: tuple[Path, str, float]) -> None:
     out, printed, elapsed_sec = demo
     print(printed)
@@ -101,6 +102,7 @@ def test_the_demo_is_quick_and_quiet(demo: tuple[Path, str, float]) -> None:
     assert again.count("already done") == 5
 
 
+@pytest.mark.slow
 def test_the_webdataset_library_reads_what_came_out(
     demo: tuple[Path, str, float],
 ) -> None:
@@ -147,6 +149,7 @@ def predictions(net: nn.Module, image: torch.Tensor) -> torch.Tensor:
         return torch.cat([net(part).argmax(1) for part in image.split(1000)])
 
 
+@pytest.mark.slow
 def test_a_classifier_trained_on_real_images_knows_the_synthetic_ones(demo: tuple[Path, str, float]) -> None:
     torch.set_num_threads(2)
     net = classifier(*load(only(demo[0] / PREPARED), "train"))
@@ -164,6 +167,7 @@ def test_a_classifier_trained_on_real_images_knows_the_synthetic_ones(demo: tupl
         assert spread > 0.4, f"class {one}: spread {spread:.2f} of the real images'"
 
 
+@pytest.mark.long
 def test_killed_in_every_step_it_ends_the_same(tmp_path: Path) -> None:
     seed = int(os.environ.get("GANYMEDE_TEST_SEED", random.SystemRandom().randrange(10**6)))
     print(f"seed {seed}: set GANYMEDE_TEST_SEED to repeat")

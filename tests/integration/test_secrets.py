@@ -136,7 +136,7 @@ def test_credentials_in_a_url_are_refused_without_a_word_of_them(url: str) -> No
     assert storage.resolve("s3://bucket/a@b:c") == "s3://bucket/a@b:c"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_no_secret_in_what_the_verbs_print_log_or_store(world: World) -> None:
     base = f"s3://{world.server.bucket}"

@@ -29,7 +29,7 @@ LONG = {
 WAIT_SEC = 240.0
 TRAINS, GENERATES = b"ray::RayTrainWorker", b"ray::MapWorker(MapBatches("
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 class Bucket:

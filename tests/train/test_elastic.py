@@ -155,7 +155,7 @@ def test_word_of_preemption_leads_to_a_checkpoint(tmp_path: Path) -> None:
     assert_as_planned(url, reader_of(settings["data"]).plan, total_nimg)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_run_whose_workers_find_no_room_ends_with_the_reason(tmp_path: Path) -> None:
     """Two workers, no fewer, and one of their machines is lost for good."""

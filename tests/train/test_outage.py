@@ -104,9 +104,10 @@ def run_behind(target: S3Server, settings: dict[str, Any]) -> Iterator[tuple[typ
                 driver.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("returns", [True, False])
+@pytest.mark.parametrize(
+    "returns", [pytest.param(True, marks=pytest.mark.slow), pytest.param(False, marks=pytest.mark.long)]
+)
 def test_a_whole_run_whose_store_goes_away(s3: str, s3_server: S3Server, returns: bool) -> None:
     """Dataset, checkpoints and logs on S3, gone for 10 s or for good: exit 0 and all as planned, or exit 1 in time."""
     make_dataset(f"{s3}/data", num_samples=50)

@@ -70,14 +70,14 @@ def test_three_ranks_train_to_the_end(tmp_path: Path, reader: ChunkReader) -> No
 
 @pytest.mark.usefixtures("ray_session")
 def test_recorded_positions_are_the_plan_through_changes_of_size(tmp_path: Path, reader: ChunkReader) -> None:
-    """One run by 1, 3, 4, then 2 workers, each stopping in mid-epoch and mid-group: no repeat, no gap."""
+    """One run by 1, 4, then 3 workers, each stopping in mid-epoch and mid-group: no repeat, no gap."""
     url, plan = str(tmp_path / "run"), reader.plan
-    for count, total_kimg in [(1, 0.08), (3, 0.2), (4, 0.32), (2, 0.4)]:
+    for count, total_kimg in [(1, 0.08), (4, 0.2), (3, 0.32)]:
         spec = spec_of(url, reader, total_kimg=total_kimg, checkpoint_kimg=0.04, record_positions=True)
         fit_owned(spec, reader, dataclasses.replace(ONE, count=count))
         assert_as_planned(url, plan, int(total_kimg * 1000))
     sizes = [event["world_size"] for event in log.read_events(url) if event["event"] == "resumed"]
-    assert sizes == [3, 4, 2]
+    assert sizes == [4, 3]
 
 
 def assert_as_planned(url: str, plan: OrderPlan, total_nimg: int) -> None:
