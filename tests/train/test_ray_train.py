@@ -42,6 +42,7 @@ def training_workers() -> list[int]:
     return [int(folder.name) for folder, command in commands if b"RayTrainWorker" in command]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_three_ranks_train_to_the_end(tmp_path: Path, reader: ChunkReader) -> None:
     """R3GAN, with all that its step has: DDP through a double backward, gradients of parts added up, two batches."""
