@@ -55,9 +55,9 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Several nodes, and the same guarantees in more combinations: half an hour that CI has not got.
+# For a night: also several nodes, the whole demo, and the same guarantees in more combinations and by more kills.
 test-long: install
-	$(BIN)/python -m pytest -m long
+	KILLS=$${KILLS:-100} $(BIN)/python -m pytest -m "slow or long"
 
 # Data, made once, go to .bench; the peers have an environment of their own, since they bring torchvision.
 bench-ingest: install .venv-peers/installed

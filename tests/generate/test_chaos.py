@@ -21,8 +21,8 @@ from tests.generate.watcher import watching
 from tests.s3_proxy import FaultPlan, run_proxy
 from tests.s3_server import S3Server
 
-KILLS = int(os.environ.get("KILLS", "100"))
-"""SIGKILLs of all the tests marked slow together; at most ten of them to whole nodes."""
+KILLS = int(os.environ.get("KILLS", "40"))
+"""SIGKILLs of all the tests marked slow together; at most ten of them to whole nodes. `make test-long` has 100."""
 NODE_KILLS = min(10, KILLS // 20)
 AT_ANY_MOMENT = ("actor", "actor", "actor", "driver")
 KILLS_OF_ROUND = len(STEPS) + len(AT_ANY_MOMENT)
