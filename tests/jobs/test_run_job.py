@@ -115,7 +115,7 @@ def test_only_what_depends_on_a_change_is_done_again(folder: Path, run: Run) -> 
     assert series[-1].current == series[0].current
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_changed_images_are_prepared_and_learnt_with_the_published_weights(
     folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -351,8 +351,9 @@ def test_ctrl_c_is_told_as_such_and_the_same_command_goes_on(tmp_path: Path) -> 
     assert list(out.glob("snapshots/*/config.json"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", ["train", "generate"])
+@pytest.mark.parametrize(
+    "verb", [pytest.param("train", marks=pytest.mark.slow), pytest.param("generate", marks=pytest.mark.long)]
+)
 def test_a_full_disk(tmp_path: Path, verb: str) -> None:
     """A real small file system, mounted in a namespace of its own: exit 2, one line, nothing half-written."""
     make_dataset(str(tmp_path / "data"), num_samples=200)

@@ -89,9 +89,14 @@ def assert_as_planned(url: str, plan: OrderPlan, total_nimg: int) -> None:
     assert np.array_equal(taken["sample"].to_numpy(), planned)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("task", ["RayTrainWorker", "MapBatches(ChunkReader)"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param("MapBatches(ChunkReader)", marks=pytest.mark.slow),
+        pytest.param("RayTrainWorker", marks=pytest.mark.long),  # test_resume kills one as well
+    ],
+)
 def test_recorded_positions_are_the_plan_when_a_worker_is_killed(
     tmp_path: Path, reader: ChunkReader, task: str
 ) -> None:
