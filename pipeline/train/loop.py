@@ -131,6 +131,7 @@ class _Trainer:
                 average_buffers(self.nets.D, self.world)
                 self._snapshot(at_end=False)
             if self.cur_nimg % checkpoint_every == 0 or finished or self._preempted(outlets):
+                self._record_positions()  # a checkpoint before a machine goes lies within a tick
                 self._checkpoint(wait=finished)
         self._snapshot(at_end=True)
         if self.world.rank == 0:
@@ -212,18 +213,23 @@ class _Trainer:
             self._write(log.put_stats, self.spec.run_url, self.attempt, self.tick, stats)
             self._write(log.put_grid, self.spec.run_url, self.attempt, self.cur_nimg, self._grid(), _GRID_COLUMNS)
             outlets.progress(self.cur_nimg, stats)
-        if self.taken:
-            taken = pa.table(list(np.concatenate(self.taken, axis=1)), names=["position", "sample"])
-            place = (self.world.rank, self.world.size)
-            self._write(log.put_positions, self.spec.run_url, self.started_nimg, self.cur_nimg, place, taken)
+        self._record_positions()
         outlets.report(stats)
         if stats["replaced"] > self.spec.train.max_replaced_fraction:
             raise InputError(
                 f"{stats['replaced']:.1%} of the samples since the last tick could not be read (see the events of the "
                 "run); prepare the dataset again, or raise train.max_replaced_fraction"
             )
-        self.sums, self.wait_sec, self.checkpoint_sec, self.replaced, self.taken = {}, 0.0, 0.0, [], []
+        self.sums, self.wait_sec, self.checkpoint_sec, self.replaced = {}, 0.0, 0.0, []
         self.tick_nimg, self.tick_start = self.cur_nimg, time.perf_counter()
+
+    def _record_positions(self) -> None:
+        """Hand what was taken since the last record to the background writer."""
+        if self.taken:
+            taken = pa.table(list(np.concatenate(self.taken, axis=1)), names=["position", "sample"])
+            place = (self.world.rank, self.world.size)
+            self._write(log.put_positions, self.spec.run_url, self.started_nimg, self.cur_nimg, place, taken)
+        self.taken = []
 
     def _grid(self) -> NDArray[np.uint8]:
         """Samples of G_ema from noise that stays the same all through the run: a row a class."""

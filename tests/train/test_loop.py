@@ -300,3 +300,23 @@ def test_a_former_owner_takes_no_snapshot(tmp_path: Path, reader: ChunkReader) -
     with pytest.raises(OwnershipError):
         train(spec_of(url, reader, snapshot_kimg=0.04), reader)
     assert list(storage.list_entries(f"{url}/snapshots")) == []
+
+
+def test_what_a_preempted_run_took_is_recorded_up_to_its_checkpoint(tmp_path: Path, reader: ChunkReader) -> None:
+    """Its checkpoint lies within a tick, whose end does not come: the machine is gone before."""
+    settings = {"total_kimg": 0.4, "tick_kimg": 0.4, "checkpoint_kimg": 0.4, "record_positions": True}
+    spec = spec_of(str(tmp_path), reader, **settings)
+
+    def until_it_goes() -> Iterator[Batch]:
+        for number, batch in enumerate(batches_from(reader, 0)):
+            if number == 30:
+                raise KeyboardInterrupt
+            yield batch
+
+    outlets = Outlets(progress=lambda *_: None, report=lambda _: None, preempted=lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(spec, WORLD, None, until_it_goes(), outlets)
+    kept = final_state(str(tmp_path))[0]
+    assert 0 < kept < 240
+    train(spec, reader)
+    assert log.read_positions(str(tmp_path)).sort_by("position")["position"].to_pylist() == list(range(400))
