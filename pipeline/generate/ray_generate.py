@@ -3,22 +3,14 @@
 import dataclasses
 import functools
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
 import torch
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, Datasource
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data.block import BlockMetadata
-from ray.data.context import DataContext
-from ray.data.datasource import ReadTask
+from ray.data import ActorPoolStrategy
 
 from pipeline import snapshot, storage
 from pipeline.dataset import index, record
@@ -26,12 +18,12 @@ from pipeline.dataset.record import DatasetRecord, Part
 from pipeline.generate import card, shard_writer
 from pipeline.generate.factory import keep_freed_memory, open_factory
 from pipeline.generate.plan import GeneratePlan
+from pipeline.generate.ray_shards import numbers_dataset
 from pipeline.generate.shard_writer import SPLIT, Receipt
 from pipeline.ray_metrics import RunMetrics
 
 _REQUESTS = 32
 """To the store at once."""
-_SHARDS_OF_READ_TASK, _REST_SEC = 1000, 0.02
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -66,42 +58,6 @@ class _Worker:
         self._metrics.add("ganymede_generated_nimg", done.rows)
         self._metrics.put_retries()
         return done
-
-
-class _Numbers(Datasource):
-    """Numbers of shards. Not a read task a shard: Ray Data makes all tasks before the first one runs, 1 ms each."""
-
-    def __init__(self, shards: Sequence[int]) -> None:
-        self._shards = shards
-
-    def get_name(self) -> str:
-        return "Shards"
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 8 * len(self._shards)
-
-    def get_read_tasks(
-        self,
-        parallelism: int,  # noqa: ARG002 - Ray's signature
-        per_task_row_limit: int | None = None,  # noqa: ARG002
-        data_context: DataContext | None = None,  # noqa: ARG002
-    ) -> list[ReadTask]:
-        starts = range(0, len(self._shards), _SHARDS_OF_READ_TASK)
-        return [_read_task(self._shards[start : start + _SHARDS_OF_READ_TASK]) for start in starts]
-
-
-class _Rest(ExecutionCallback):
-    """Lets Ray Data's scheduling loop look at most fifty times a second: each look takes milliseconds of a core, and a
-    worker has its next shard before it has ended one.
-    """
-
-    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - Ray's signature
-        time.sleep(_REST_SEC)
-
-
-def _read_task(shards: Sequence[int]) -> ReadTask:
-    metadata = BlockMetadata(num_rows=len(shards), size_bytes=8 * len(shards), input_files=None, exec_stats=None)
-    return ReadTask(lambda: [pa.table({"shard": shards})], metadata)
 
 
 def missing_shards(out_url: str, plan: GeneratePlan) -> list[int]:
@@ -156,11 +112,7 @@ def _make(
         max_concurrent_calls_per_actor=2,
         enable_true_multi_threading=True,
     )
-    # No CPU: the pool may have taken them all.
-    numbers = ray.data.read_datasource(_Numbers(missing), num_cpus=0)
-    numbers.context.target_max_block_size = 1  # byte: a block a shard
-    numbers.context.custom_execution_callback_classes = [_Rest]
-    done = numbers.map_batches(
+    done = numbers_dataset(missing).map_batches(
         _Worker,
         fn_constructor_args=(snapshot_url, out_url, plan, workers),
         batch_size=1,
