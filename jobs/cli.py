@@ -147,7 +147,7 @@ def run_verb(verb: Verb, argv: Sequence[str]) -> int:
             return _run(verb, job, terminal)
     except InputError as error:
         terminal.fail(str(error))
-        return EXIT_BAD_INPUT
+        return _exit_code(error)
     except KeyboardInterrupt:
         terminal.fail("interrupted")
         return EXIT_INTERRUPTED
@@ -166,7 +166,12 @@ def _run(verb: Verb, job: Any, terminal: Terminal) -> int:
             terminal.fail(f"{text} (log: {terminal.log_path})")
         else:
             terminal.fail(text)
-        return EXIT_BAD_INPUT if isinstance(known, InputError) else EXIT_FAILED
+        return _exit_code(known)
+
+
+def _exit_code(known: BaseException | None) -> int:
+    """A store that is away is bad input as well, since its address may be wrong: another try is what tells."""
+    return EXIT_BAD_INPUT if isinstance(known, InputError) and not isinstance(known, RetryableError) else EXIT_FAILED
 
 
 def _cut(text: str, limit: int = 300) -> str:

@@ -35,11 +35,13 @@ class Found:
 def check_part(url: str, dataset: DatasetRecord, split: str, listed: Part) -> Found:
     """Read the shards of an index part again: count, keys, labels, places, and the digest of every image's pixels.
 
-    Never raises for what is stored: that is told in `problems`. Raises StorageUnavailableError and such.
+    Never raises for what is stored: that is told in `problems`. Raises StorageUnavailableError where nobody can tell.
     """
     split_url = storage.join(url, split)
     try:
         rows = _rows(storage.join(split_url, listed.name), listed)
+    except storage.StorageUnavailableError:
+        raise
     except (DatasetError, storage.StorageError) as error:
         return Found(
             split=split, part=listed.name, samples=0, shards={}, first_key="", last_key="", problems=(str(error),)
@@ -77,6 +79,8 @@ def _check_shard(url: str, shard: str, wanted: pa.Table, dataset: DatasetRecord)
     """Samples in a shard, and what is wrong with those that `wanted` lists: other parts may list more of them."""
     try:
         found = index.rows_of_shard(shard, storage.read(url), dataset.channels)
+    except storage.StorageUnavailableError:
+        raise
     except (storage.StorageError, tar.TarError, images.ImageError, ValueError) as error:
         return len(wanted), [f"{url}: {error}"]
     stored = len(found)

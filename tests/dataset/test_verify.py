@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import snapshot
+from pipeline import snapshot, storage
 from pipeline.dataset import part, record, verify
 from pipeline.dataset.record import DatasetRecord, Part
 from tests.generate.test_generate import make_snapshot, plan_of, write_all
@@ -43,6 +43,24 @@ def test_a_changed_pixel_is_told(url: str) -> None:
     shard(url).write_bytes(first)
     (problem, *_) = problems(url)
     assert "shard-000000.tar" in problem
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".tar"])
+def test_a_store_that_is_away_says_nothing_of_what_it_holds(
+    url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Between two reads, which no real store can be told to do."""
+    read = storage.read
+
+    def read_or_not(url: str) -> bytes:
+        if url.endswith(kind):
+            raise storage.StorageUnavailableError(f"no answer for {url}")
+        return read(url)
+
+    dataset = record.read(url)[0]
+    monkeypatch.setattr(storage, "read", read_or_not)
+    with pytest.raises(storage.StorageUnavailableError):
+        problems(url, dataset)
 
 
 @pytest.mark.parametrize("cut", [0, 511, 512, 700, -1])
