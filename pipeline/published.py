@@ -1,7 +1,7 @@
 """What a loop has published: a numbered series of objects that are written once, of which the highest rules.
 
-`published/000003.json` says what was added, and which dataset is current since then: the added one, unless it is of an
-earlier period than what is current already. `latest.json` is a copy for people; nothing reads it.
+`published/000003.json` says what was added, and which dataset is current since then: the added one, unless one of a
+later period was published before. `latest.json` is a copy for people; nothing reads it.
 """
 
 import dataclasses
@@ -62,15 +62,17 @@ def series(out: str) -> list[Entry]:
 
 
 def publish(out: str, added: Publication) -> Entry:
-    """Add a dataset to the series, or find it there; safe to do twice, and beside others who do it."""
+    """Add a dataset to the series, or find it there; of a period the first one stands. Safe to do twice, and beside
+    others who do it.
+    """
     while True:
         entries = series(out)
         # What was run by hand can be published anew after something else was: only the last one counts.
         for entry in entries if added.period else entries[-1:]:
-            if entry.added == added:
+            if entry.added == added or (added.period and entry.added.period == added.period):
                 return entry
-        last = entries[-1] if entries else None
-        entry = Entry(number=last.number + 1 if last else 1, added=added, current=_current(last, added))
+        number = entries[-1].number + 1 if entries else 1
+        entry = Entry(number=number, added=added, current=_current(entries, added))
         body = {"format": FORMAT, "added": to_dict(added), "current": to_dict(entry.current)}
         data = canonical_json(body)
         if storage.put_if_absent(_url(out, entry.number), data) is not storage.Put.OTHER:
@@ -93,10 +95,10 @@ def missed(out: str, entries: Sequence[Entry], period: str) -> list[str]:
     return [one for one in periods.between(min(done), period) if one not in done]
 
 
-def _current(last: Entry | None, added: Publication) -> Publication:
-    """A late period does not take the place of a later one."""
-    late = last is not None and added.period and added.period < last.current.period
-    return last.current if last is not None and late else added
+def _current(entries: Sequence[Entry], added: Publication) -> Publication:
+    """A late period does not take the place of a later one, nor of what was run by hand since."""
+    late = added.period and any(entry.added.period > added.period for entry in entries)
+    return entries[-1].current if late else added
 
 
 def _url(out: str, number: int) -> str:

@@ -48,6 +48,22 @@ def test_published_twice_is_published_once(tmp_path: Path) -> None:
     assert len(published.series(out)) == 2
 
 
+def test_a_period_is_published_once_whatever_is_made_of_it(tmp_path: Path) -> None:
+    """As when a second driver began before the first had published, with other settings."""
+    out = str(tmp_path)
+    first = published.publish(out, publication("2026-11-22"))
+    assert published.publish(out, publication("2026-11-22", "synthetic/other")) == first
+    assert len(published.series(out)) == 1
+
+
+def test_a_late_period_takes_no_place_of_what_was_run_by_hand_after_a_later_one(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    published.publish(out, publication("2026-11-22"))
+    by_hand = published.publish(out, publication(dataset="synthetic/by-hand"))
+    late = published.publish(out, publication("2026-11-20"))
+    assert (late.added.period, late.current) == ("2026-11-20", by_hand.added)
+
+
 def test_what_was_run_by_hand_can_become_current_again(tmp_path: Path) -> None:
     out = str(tmp_path)
     for dataset in ("synthetic/a", "synthetic/b", "synthetic/a", "synthetic/a"):
