@@ -95,38 +95,44 @@ def run(job: RunJob, terminal: Terminal) -> int:
     period = periods.resolve(job.period, _now()) if job.period else ""
     job = dataclasses.replace(job, out=out, period=period)
     storage.probe(out)
-    todo = _todo(job, published.series(out), terminal)
-    if not todo:
+    entries = published.series(out)
+    _tell(job, entries, terminal)
+    if not _todo(job, entries):
         return cli.EXIT_DONE
     with Ownership(out) as owner:
         config_url = storage.join(out, "config", f"{owner.number:06d}.yaml")
         storage.put_if_absent(config_url, to_yaml(job).encode())
+        todo = _todo(job, published.series(out))  # again: until now another driver may have published
         codes = [_once(dataclasses.replace(job, period=one), owner.number, terminal) for one in todo]
-    return codes[-1]
+    return max(codes, default=cli.EXIT_DONE)  # 3 where any was refused
 
 
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def _todo(job: RunJob, entries: list[Entry], terminal: Terminal) -> list[str]:
-    """The periods to do; "" is a run of its own. Says what was missed, and what is done already."""
+def _todo(job: RunJob, entries: list[Entry]) -> list[str]:
+    """The periods to do; "" is a run of its own."""
     if not job.period:
         return [""]
-    missed = published.missed(job.out, entries, job.period)
-    if missed:
+    missed = published.missed(job.out, entries, job.period) if job.catch_up else []
+    done = {entry.added.period for entry in entries}
+    return [*missed, *(() if job.period in done else (job.period,))]
+
+
+def _tell(job: RunJob, entries: list[Entry], terminal: Terminal) -> None:
+    """Say which periods were missed, and whether the one that is asked for is done."""
+    if missed := published.missed(job.out, entries, job.period) if job.period else []:
         shown = ", ".join(missed[:_SHOWN]) + (f" and {len(missed) - _SHOWN} more" if len(missed) > _SHOWN else "")
         what = f"{len(missed)} periods were missed: {shown}"
         if job.catch_up:
             terminal.line(f"run: {what}; they come first")
         else:
             terminal.warn(f"{what}; --catch-up does them first")
-    done = {entry.added.period: entry for entry in entries}
-    if job.period in done:
-        entry = done[job.period]
-        where = storage.join(job.out, entry.added.dataset)
-        terminal.line(f"run: already done, {job.period} was published as number {entry.number}: {where}")
-    return [*(missed if job.catch_up else ()), *(() if job.period in done else (job.period,))]
+    for entry in entries if job.period else ():
+        if entry.added.period == job.period:
+            where = storage.join(job.out, entry.added.dataset)
+            terminal.line(f"run: already done, {job.period} was published as number {entry.number}: {where}")
 
 
 def _once(job: RunJob, owner: int, terminal: Terminal) -> int:
@@ -136,10 +142,10 @@ def _once(job: RunJob, owner: int, terminal: Terminal) -> int:
         terminal.line(f"run: begins{named}")
     track = Stages(out=job.out, terminal=terminal)
     try:
-        publication, shown = _loop(job, track)
+        real, synthetic, publication = _loop(job, track)
     except StoppedError as stop:
         _summarise(job, track, owner, None)
-        if job.period and stop.code == cli.EXIT_REFUSED:
+        if job.period and stop.by_gate:
             published.note_refused(job.out, job.period, _below(job.out, stop.url))
         terminal.line(f"run:{named} refused, nothing is published: {stop.url}")
         return stop.code
@@ -147,13 +153,16 @@ def _once(job: RunJob, owner: int, terminal: Terminal) -> int:
     entry = published.publish(job.out, publication)
     _summarise(job, track, owner, entry)
     terminal.line(f"run:{named} published as number {entry.number}: {storage.join(job.out, entry.added.dataset)}")
+    shown = stages.picture(job.out, real, synthetic)
     took = time.monotonic() - started
     terminal.line(f"run: done in {took:.0f} s; real | synthetic, a row a class: {shown}")
     return cli.EXIT_DONE
 
 
-def _loop(job: RunJob, track: Stages) -> tuple[Publication, str]:
-    """All stages; what can be published, and a picture. Raises StoppedError where one says no."""
+def _loop(job: RunJob, track: Stages) -> tuple[str, str, Publication]:
+    """All stages: the URLs of the images and of those made, and what can be published. Raises StoppedError where one
+    says no.
+    """
     real = stages.prepared(track, PrepareJob(source=job.source, out="", prepare=job.prepare))
     judged = EvaluateJob.reference_split in record.read(real)[0].splits
     if not judged and job.gates != GateConfig():
@@ -180,7 +189,7 @@ def _loop(job: RunJob, track: Stages) -> tuple[Publication, str]:
         snapshot=_below(job.out, chosen),
         snapshot_digest=snapshot.load(chosen).digest,
     )
-    return publication, stages.picture(job.out, real, synthetic)
+    return real, synthetic, publication
 
 
 def _beginning(job: RunJob) -> str | None:

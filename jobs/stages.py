@@ -42,9 +42,11 @@ _COLUMNS, _ROWS, _GAP_PX = 10, 10, 16
 class StoppedError(Exception):
     """A stage did not end well; it has told why."""
 
-    def __init__(self, code: int, url: str) -> None:
+    def __init__(self, code: int, url: str, by_gate: bool) -> None:
         super().__init__(code, url)
         self.code = code
+        self.by_gate = by_gate
+        """Another try would find the same: not so where what was stored is damaged, which can be mended."""
         self.url = url
         """What the stage wrote."""
 
@@ -81,7 +83,7 @@ class Stages:
         started = time.monotonic()
         code = work()
         if code != cli.EXIT_DONE:
-            raise StoppedError(code, url)
+            raise StoppedError(code, url, by_gate=code == cli.EXIT_REFUSED and name.startswith("evaluate"))
         size_bytes = 0 if done_before else sum(entry.size_bytes for entry in storage.list_entries(url))
         sec = time.monotonic() - started
         stage = Stage(name=name, url=url, images=count(), sec=sec, size_bytes=size_bytes, done_before=done_before)
@@ -104,11 +106,16 @@ def prepared(stages: Stages, job: PrepareJob) -> str:
 
 
 def trained(stages: Stages, job: TrainJob, choice: str, beginning: str | None) -> str:
-    """The URL of a snapshot: the `last` one of the run, or the `best` by FID where that is known. A run goes on where
-    the same was trained less long; a new one begins with the snapshot at `beginning`, if that is not empty, and
-    None is another run than that.
+    """The URL of a snapshot: the `last` one of the length that is wanted, or the `best` by FID until there, where that
+    is known. A run goes on where the same was trained less long; a new one begins with the snapshot at `beginning`, if
+    that is not empty, and None is another run than that.
     """
-    settings = {name: value for name, value in to_dict(job.train).items() if name not in _CONTINUED}
+    adaptive = job.step.augment.mode == "adaptive"  # once a tick
+    settings = {
+        name: value
+        for name, value in to_dict(job.train).items()
+        if name not in _CONTINUED or (adaptive and name == "tick_kimg")
+    }
     made_from = {"dataset": record.read(job.dataset)[1], "train": settings}
     made_from |= {name: to_dict(getattr(job, name)) for name in ("network", "step", "feed")}
     url = stages.url("training", made_from | {"from_published": beginning is not None})
@@ -119,12 +126,13 @@ def trained(stages: Stages, job: TrainJob, choice: str, beginning: str | None) -
     stages.run(
         "train",
         url,
-        _is_trained(url, job.train.total_nimg),
+        snapshot.first(url, job.train.total_nimg) is not None,
         lambda: train.run(placed, stages.terminal),
         lambda: snapshot.clock(snapshot.find(url)),
     )
-    best = snapshot.best(url) if choice == "best" else None
-    return best[0] if best is not None else snapshot.find(url)
+    chosen = _chosen(url, job.train.total_nimg, choice)
+    snapshot.keep(url, chosen)
+    return chosen
 
 
 def generated(stages: Stages, job: GenerateJob, name: str = "generate", folder: str = "synthetic") -> str:
@@ -183,7 +191,10 @@ def picture(out: str, real: str, synthetic: str) -> str:
         for dataset_url in (real, synthetic):
             dataset, _ = record.read(dataset_url)
             halves.append(sheet.class_rows(dataset_url, dataset, "train", _COLUMNS, _ROWS))
-        gap = np.full((len(halves[0]), _GAP_PX, halves[0].shape[2]), 255, np.uint8)
+        # Of one with classes and one without, the latter has one row.
+        height = max(map(len, halves))
+        halves = [np.pad(half, ((0, height - len(half)), (0, 0), (0, 0))) for half in halves]
+        gap = np.full((height, _GAP_PX, halves[0].shape[2]), 255, np.uint8)
         pixels = np.concatenate([halves[0], gap, halves[1]], axis=1)
         storage.put_if_absent(url, images.encode(pixels, "png", 100))
     return url
@@ -213,11 +224,11 @@ def _is_dataset(url: str) -> bool:
     return storage.stat(storage.join(url, record.NAME)) is not None
 
 
-def _is_trained(url: str, total_nimg: int) -> bool:
-    try:
-        return snapshot.clock(snapshot.find(url)) >= total_nimg
-    except snapshot.SnapshotError:
-        return False
+def _chosen(url: str, total_nimg: int, choice: str) -> str:
+    """Not the furthest one: the run may have gone on since, by the word of another command."""
+    last = snapshot.first(url, total_nimg) or snapshot.find(url)
+    best = snapshot.best(url, snapshot.clock(last)) if choice == "best" else None
+    return best[0] if best is not None else last
 
 
 def _num_samples(url: str) -> int:

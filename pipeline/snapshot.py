@@ -134,6 +134,13 @@ def find(url: str) -> str:
     return max(found, key=clock)
 
 
+def first(run_url: str, cur_nimg: int) -> str | None:
+    """The URL of a run's first snapshot that has seen so many images or more; None: there is none yet."""
+    found = ((clock(storage.join(run_url, "snapshots", name)), name) for name in _stored(run_url))
+    name = min((one for one in found if one[0] >= cur_nimg), default=(0, None))[1]
+    return None if name is None else storage.join(run_url, "snapshots", name)
+
+
 def clock(url: str) -> int:
     """Images seen when a snapshot was taken. Raises SnapshotError."""
     return int(_read_config(url)[1]["cur_nimg"])
@@ -177,7 +184,9 @@ def note_taken(run_url: str, taken: Taken) -> None:
 
 
 def note_end(run_url: str, taken: Taken) -> None:
-    """Note that a run ended with a snapshot that was noted, be it one that an interval made: it stays."""
+    """Note that a run ended with a snapshot that was noted, or that it is used: be it one that an interval made, it
+    stays.
+    """
     _note(run_url, _ENDS, taken, {})
 
 
@@ -192,9 +201,19 @@ def without_fid(run_url: str) -> list[Taken]:
     return [_noted(run_url, _TAKEN, key)[0] for key in _keys(run_url, _TAKEN) if key not in known]
 
 
-def best(run_url: str) -> tuple[str, float] | None:
-    """URL and FID of the snapshot with the lowest one, of those that a run still has; None: no FID is known."""
-    return min(((taken.url(run_url), fid) for taken, fid in _with_fid(run_url)), key=lambda one: one[1], default=None)
+def keep(run_url: str, url: str) -> None:
+    """Let no run that goes on remove that snapshot of it: something else relies on it."""
+    for taken, _ in (_noted(run_url, _TAKEN, key) for key in _keys(run_url, _TAKEN)):
+        if taken.url(run_url) == url:
+            note_end(run_url, taken)
+
+
+def best(run_url: str, up_to: int | None = None) -> tuple[str, float] | None:
+    """URL and FID of the snapshot with the lowest one, of those that a run still has and that have seen no more images
+    than `up_to`; None: no FID is known.
+    """
+    found = [(taken.url(run_url), fid) for taken, fid in _with_fid(run_url) if up_to is None or taken.cur_nimg <= up_to]
+    return min(found, key=lambda one: one[1], default=None)
 
 
 def prune(run_url: str) -> None:

@@ -77,3 +77,22 @@ def test_of_those_at_intervals_the_newest_and_the_best_stay(tmp_path: Path) -> N
     assert snapshot.was_taken(run_url, 1, 10)
     assert len(list(tmp_path.glob("snapshots/*/*.safetensors"))) == 4 * 2
     assert snapshot.clock(snapshot.find(run_url)) == 95
+
+
+def test_what_is_used_is_the_first_that_has_seen_enough_and_stays(tmp_path: Path) -> None:
+    """Though the run has gone on since, and has better ones."""
+    run_url, plain = str(tmp_path), snapshot.load(make_snapshot(str(tmp_path / "other")))
+    urls = {}
+    for cur_nimg, fid in {10: 9.0, 20: 8.0, 32: 8.5, 40: 3.0, 64: 4.0}.items():
+        url = snapshot.save(run_url, dataclasses.replace(plain.config, cur_nimg=cur_nimg), plain.G_ema, plain.D)
+        taken = Taken(attempt=1, cur_nimg=cur_nimg, name=url.rpartition("/")[2])
+        snapshot.note_taken(run_url, taken)
+        snapshot.note_fid(run_url, taken, fid)
+        urls[cur_nimg] = url
+    assert [snapshot.first(run_url, wanted) for wanted in (30, 32, 33, 65)] == [urls[32], urls[32], urls[40], None]
+    assert snapshot.best(run_url, up_to=32) == (urls[20], 8.0)
+    assert snapshot.best(run_url) == (urls[40], 3.0)
+    assert snapshot.best(run_url, up_to=5) is None
+    snapshot.keep(run_url, urls[20])
+    snapshot.prune(run_url)
+    assert [cur_nimg for cur_nimg in urls if snapshot.exists(run_url, cur_nimg)] == [20, 40, 64]

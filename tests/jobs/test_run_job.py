@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
-from jobs.run import VERB, RunJob, _of_period, _shares, _todo
+from jobs import cli, stages
+from jobs import run as run_job
+from jobs.run import VERB, RunJob, _of_period, _shares, _tell, _todo
 from jobs.terminal import Terminal
 from pipeline import images, published, storage
 from pipeline.config import ConfigError
@@ -16,6 +17,7 @@ from pipeline.dataset import record
 from pipeline.generate.plan import GenerateConfig
 from pipeline.train.ownership import Ownership
 from tests.evaluate.pictures import labelled
+from tests.small import make_dataset
 
 CLASSES = ("bottom", "lower", "top", "upper")
 FLAGS = (
@@ -133,6 +135,10 @@ def test_changed_images_are_prepared_and_learnt_with_the_published_weights(
     assert "train: goes on from checkpoint" in capsys.readouterr().out
     assert done_anew(folder) == ["train", "generate", "verify", "evaluate"]
     assert len(list((folder / "out" / "training").iterdir())) == 2
+    # Though that training has gone on, the command as it was finds what it made.
+    assert run("--begin-with", "published") == cli.EXIT_DONE
+    assert done_anew(folder) == []
+    assert published.series(str(folder / "out"))[-1].current == added
 
 
 def test_a_failed_gate_leaves_the_last_one_standing_and_spares_the_many(
@@ -153,7 +159,9 @@ def test_a_failed_gate_leaves_the_last_one_standing_and_spares_the_many(
 def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def todo(period: str, catch_up: bool = False) -> list[str]:
         job = RunJob(source="s", out=str(tmp_path), period=period, catch_up=catch_up)
-        return _todo(job, published.series(str(tmp_path)), Terminal("run"))
+        entries = published.series(str(tmp_path))
+        _tell(job, entries, Terminal("run"))
+        return _todo(job, entries)
 
     assert todo("") == [""]
     assert todo("2026-11-20") == ["2026-11-20"]
@@ -169,6 +177,17 @@ def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert todo("2026-11-23", catch_up=True) == ["2026-11-22"]
     assert todo("2026-11-23") == []
     assert "already done, 2026-11-23 was published as number 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refused", ["2026-11-21", "2026-11-22"])
+def test_any_refused_period_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    publication = published.Publication(
+        period="2026-11-20", dataset="d", dataset_digest="d", report="r", snapshot="s", snapshot_digest="s"
+    )
+    published.publish(str(tmp_path), publication)
+    monkeypatch.setattr(run_job, "_once", lambda job, *_: cli.EXIT_REFUSED if job.period == refused else cli.EXIT_DONE)
+    job = RunJob(source="s", out=str(tmp_path), period="2026-11-22", catch_up=True)
+    assert run_job.run(job, Terminal("run")) == cli.EXIT_REFUSED
 
 
 def test_while_one_drives_another_is_told_so(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +219,19 @@ def test_bad_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: li
     assert cli.run_verb(VERB, ["--source", "s", "--out", str(tmp_path / "out"), *words]) == cli.EXIT_BAD_INPUT
     assert why in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("classes", [(), ("a", "b", "c")])
+def test_what_has_no_classes_has_a_picture_beside_what_has(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    """As when a network that ignores labels learns from images that have some."""
+    real, made = (str(tmp_path / name) for name in ("real", "made"))
+    make_dataset(real, classes=("x", "y", "z"))
+    make_dataset(made, classes=classes)
+    found = images.decode(storage.read(stages.picture(str(tmp_path), real, made)), channels=1).pixels
+    assert found.shape == (3 * 16, 2 * 10 * 16 + 16, 1)
+    left, right = found[:, : 10 * 16], found[:, -10 * 16 :]
+    assert left[:16].any()
+    assert bool(right[16:].any()) == bool(classes)
 
 
 def test_each_period_has_a_seed_that_anyone_can_work_out_again() -> None:
