@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import datetime
 import getpass
 import hashlib
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cli.EXIT_BAD_INPUT
     except RetryableError as error:
         terminal.fail(str(error))
+        return cli.EXIT_FAILED
+    except (OSError, RuntimeError) as error:  # what Ray's client raises; those of requests are OSErrors
+        terminal.fail(f"the cluster does not answer as it should; the job, if submitted, goes on: {_first_line(error)}")
         return cli.EXIT_FAILED
     except KeyboardInterrupt:
         terminal.fail("interrupted")
@@ -117,6 +121,8 @@ def _period(job: Any) -> str:
 
 def _submit(options: argparse.Namespace, words: Sequence[str], verb: cli.Verb, job: Any, terminal: Terminal) -> int:
     output, period = _output(job), _period(job)
+    if period:  # as it is named now, in the id as well: the job may begin in the next hour
+        words, job = [*words, "--period", period], dataclasses.replace(job, period=period)
     name = submission_id(verb.name, output, period)
     client = _client(options.address)
     before = _make_room(client, name, output)
@@ -175,6 +181,8 @@ def _client(address: str | None) -> Any:
         raise RetryableError(f"no Ray cluster answers at {url}: {_first_line(error)}") from error
     except RuntimeError as error:
         raise InputError(f"the Ray cluster at {url} refuses: {_first_line(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{url} is no address of a dashboard: {_first_line(error)}") from error
 
 
 def _make_room(client: Any, name: str, output: str) -> int:
@@ -254,6 +262,8 @@ async def _print_log(client: Any, name: str, shown: int) -> None:
 
     Raises RetryableError when the cluster is gone.
     """
+    from aiohttp import ClientError  # Ray's client has imported it
+
     failures = 0
     while True:
         at = 0
@@ -267,7 +277,7 @@ async def _print_log(client: Any, name: str, shown: int) -> None:
                     shown, failures = at, 0
             if client.get_job_status(name).is_terminal():
                 return
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ClientError) as error:
             failures += 1
             if failures > 5:
                 raise RetryableError(

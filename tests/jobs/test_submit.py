@@ -5,8 +5,12 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -95,6 +99,42 @@ def test_no_cluster_there_is_worth_another_try() -> None:
     assert done.returncode == cli.EXIT_FAILED
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"ganymede submit: no Ray cluster answers at http://127.0.0.1:{port}")
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    def log_message(self, *_: object) -> None:
+        """Not on the terminal."""
+
+
+@pytest.mark.filterwarnings("default")  # of sockets that requests leaves open
+def test_what_is_no_dashboard_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """An address that is none, and a gateway whose dashboard is away."""
+    assert "is no address of a dashboard" in refused(capsys, ["--address", "http://127.0.0.1:abc", *VERIFY])
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert "503" in refused(capsys, ["--address", url, *VERIFY], cli.EXIT_FAILED)
+        server.shutdown()
+
+
+def test_a_job_does_the_period_that_its_id_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Though it may begin in the next one. Ray's client is not what is tested here."""
+    sent: dict[str, Any] = {}
+    client = SimpleNamespace(list_jobs=list, submit_job=lambda **job: sent.update(job))
+    monkeypatch.setattr(submit, "_client", lambda _: client)
+    file = tmp_path / "hourly.yaml"
+    file.write_text("period: this-hour\n")
+    loop = ["run", "--source", "s3://b/raw", "--out", "s3://b/loop"]
+    for words in ([*loop, "--period", "this-hour"], [*loop, "--config", str(file)]):
+        assert cli.main(["submit", "--no-wait", "--", *words]) == cli.EXIT_DONE
+        period = sent["metadata"]["period"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d", period)
+        assert sent["submission_id"] == submit.submission_id("run", "s3://b/loop", period)
+        _, job = submit._job(["run", *shlex.split(sent["entrypoint"])[3:]])
+        assert job.period == period
 
 
 def test_help_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
