@@ -1,14 +1,17 @@
 """What a run tells Prometheus, by Ray's metrics agent on each node, which shows names with `ray_` in front of them.
 
 Everything is handed over once a tick, a chunk or a shard, or twice a second by the driver: never within a step. What a
-process counted in the last seconds before it was killed may be missing.
+process counted in the last seconds before it was killed may be missing. Ray forgets a gauge twenty seconds after it was
+set, so each is set again all the while.
 """
 
 import functools
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.util.metrics import Counter, Gauge, Metric
 
 from pipeline import storage
@@ -45,6 +48,10 @@ STATS = (
 )
 """Those of a tick that are shown, where its step has them."""
 _MORE_TAGS: Mapping[str, tuple[str, ...]] = {"ganymede_shards": ("outcome",), "ganymede_stat": ("stat",)}
+REFRESH_SEC = 5.0
+_gauges_lock = threading.Lock()
+_gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+"""Name and tags → what was set last."""
 _retries_lock = threading.Lock()
 _retries_told = 0
 
@@ -62,7 +69,11 @@ class RunMetrics:
 
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge; it is shown for as long as this process lives."""
-        _metric(name).set(value, tags=self._tags | tags)
+        tags = self._tags | tags
+        with _gauges_lock:
+            _gauges[name, tuple(tags.items())] = value
+            _metric(name).set(value, tags=tags)
+            _start_refreshing()
 
     def tick(self, stats: Mapping[str, float], seen_nimg: int, batch_size: int, real_batches: int) -> None:
         """A tick of training in which the clock went on by `seen_nimg`, as the loop reports it."""
@@ -83,6 +94,19 @@ class RunMetrics:
         with _retries_lock:
             before, _retries_told = _retries_told, storage.put_retries()
             self.add("ganymede_put_retries", _retries_told - before)
+
+
+@functools.cache
+def _start_refreshing() -> None:
+    threading.Thread(target=_refresh, name="gauges", daemon=True).start()
+
+
+def _refresh() -> None:
+    while True:
+        time.sleep(REFRESH_SEC)
+        with _gauges_lock:
+            for (name, tags), value in _gauges.items() if ray.is_initialized() else ():
+                _metric(name).set(value, tags=dict(tags))
 
 
 @functools.cache

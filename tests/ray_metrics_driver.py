@@ -1,6 +1,7 @@
 """A training run and a generation on a Ray of its own: `python -m tests.ray_metrics_driver FOLDER`.
 
-Prints, as JSON, what the metrics agent showed last of each series, by name and tags of ours.
+Prints, as JSON, what the metrics agent showed last of each series, by name and tags of ours, and which it showed at the
+end.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import s3, snapshot, storage
+from pipeline import ray_metrics, s3, snapshot, storage
 from pipeline.generate import shard_writer
 from pipeline.generate.ray_generate import Workers as GenerateWorkers
 from pipeline.generate.ray_generate import generate
@@ -43,19 +44,21 @@ def main(folder: str) -> None:
         log_to_driver=False,
         _system_config={"metrics_report_interval_ms": int(1000 * _REPORT_SEC)},
     )
+    ray_metrics.REFRESH_SEC = _REPORT_SEC / 2  # as often a report as else
     seen: dict[str, dict[str, float]] = {}
+    last: set[str] = set()
     end = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(seen, end))
+    watcher = threading.Thread(target=_watch, args=(seen, last, end))
     watcher.start()
     _generate(folder)
     _train(folder)
-    time.sleep(3 * _REPORT_SEC)
+    time.sleep(4 * _REPORT_SEC)  # Ray forgets a gauge after two
     end.set()
     watcher.join()
-    print(json.dumps(_by_tags(seen)))
+    print(json.dumps({"seen": _by_tags(seen), "last": sorted(last)}))
 
 
-def _watch(seen: dict[str, dict[str, float]], end: threading.Event) -> None:
+def _watch(seen: dict[str, dict[str, float]], last: set[str], end: threading.Event) -> None:
     (node,) = ray.nodes()
     page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     while not end.wait(_LOOK_SEC):
@@ -63,11 +66,14 @@ def _watch(seen: dict[str, dict[str, float]], end: threading.Event) -> None:
             text = urllib.request.urlopen(page, timeout=10).read().decode()
         except OSError:
             continue  # the agent is not up yet
+        last.clear()
         for family in text_string_to_metric_families(text):
             for one in family.samples:
                 if one.name.startswith("ray_ganymede_"):
                     tags = [one.labels[tag] for tag in ("run", "outcome", "stat") if one.labels.get(tag)]
-                    seen.setdefault("|".join([one.name, *tags]), {})[one.labels["WorkerId"]] = one.value
+                    name = "|".join([one.name, *tags])
+                    seen.setdefault(name, {})[one.labels["WorkerId"]] = one.value
+                    last.add(name)
 
 
 def _by_tags(seen: dict[str, dict[str, float]]) -> dict[str, float]:
