@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
+from jobs import submit
 from tests.infra.rendering import INFRA, ROOT, load, mappings
 
 SPOT = {"MarketType": "spot"}
@@ -40,6 +41,14 @@ def test_every_start_is_with_the_token_and_only_loopback_is_served(config: dict[
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
     assert "0.0.0.0" not in (INFRA / "ray-up-aws.yaml").read_text()
     assert config["provider"]["use_internal_ips"] is True
+
+
+def test_nodes_know_the_region_and_get_no_secret_of_another_cluster(config: dict[str, Any]) -> None:
+    """Of `make cluster` there may be a token, keys and a whole store in the checkout."""
+    for command in (config["head_start_ray_commands"][1], config["worker_start_ray_commands"][1]):
+        assert f"AWS_REGION={config['provider']['region']} " in command.partition("ray start")[0]
+    left_out = {name.rstrip("*") for name in config["rsync_exclude"]}
+    assert {name.removeprefix("/").removesuffix("-peers") for name in submit._NOT_CARRIED} <= left_out
 
 
 def test_every_node_is_in_a_security_group_of_the_readers_own(config: dict[str, Any]) -> None:
