@@ -82,6 +82,13 @@ def shown(folder: Path) -> list[tuple[int, str]]:
     return [(entry.number, entry.added.period) for entry in published.series(str(folder / "out"))]
 
 
+def made_in(period: str) -> published.Publication:
+    """What a period could have led to."""
+    return published.Publication(
+        period=period, dataset=f"d/{period}", dataset_digest="d", report="r", snapshot="s", snapshot_digest="s"
+    )
+
+
 def test_what_is_published_is_whole_and_says_where_it_comes_from(folder: Path) -> None:
     (entry,) = published.series(str(folder / "out"))
     dataset, digest = record.read(str(folder / "out" / entry.current.dataset))
@@ -166,10 +173,7 @@ def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert todo("") == [""]
     assert todo("2026-11-20") == ["2026-11-20"]
     for day in ("2026-11-20", "2026-11-23"):
-        publication = published.Publication(
-            period=day, dataset=f"d/{day}", dataset_digest="d", report="r", snapshot="s", snapshot_digest="s"
-        )
-        published.publish(str(tmp_path), publication)
+        published.publish(str(tmp_path), made_in(day))
     published.note_refused(str(tmp_path), "2026-11-21", "report/abc")
     assert todo("2026-11-24") == ["2026-11-24"]
     assert "1 periods were missed: 2026-11-22; --catch-up does them first" in capsys.readouterr().err
@@ -181,13 +185,23 @@ def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("refused", ["2026-11-21", "2026-11-22"])
 def test_any_refused_period_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
-    publication = published.Publication(
-        period="2026-11-20", dataset="d", dataset_digest="d", report="r", snapshot="s", snapshot_digest="s"
-    )
-    published.publish(str(tmp_path), publication)
+    published.publish(str(tmp_path), made_in("2026-11-20"))
     monkeypatch.setattr(run_job, "_once", lambda job, *_: cli.EXIT_REFUSED if job.period == refused else cli.EXIT_DONE)
     job = RunJob(source="s", out=str(tmp_path), period="2026-11-22", catch_up=True)
     assert run_job.run(job, Terminal("run")) == cli.EXIT_REFUSED
+
+
+def test_what_another_driver_has_published_meanwhile_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def owned_after_another(out: str) -> Ownership:
+        published.publish(out, made_in("2026-11-22"))
+        return Ownership(out)
+
+    monkeypatch.setattr(run_job, "Ownership", owned_after_another)
+    monkeypatch.setattr(run_job, "_once", lambda *_: pytest.fail("done again"))
+    job = RunJob(source="s", out=str(tmp_path), period="2026-11-22")
+    assert run_job.run(job, Terminal("run")) == cli.EXIT_DONE
 
 
 def test_while_one_drives_another_is_told_so(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
