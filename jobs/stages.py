@@ -110,15 +110,8 @@ def trained(stages: Stages, job: TrainJob, choice: str, beginning: str | None) -
     is known. A run goes on where the same was trained less long; a new one begins with the snapshot at `beginning`, if
     that is not empty, and None is another run than that.
     """
-    adaptive = job.step.augment.mode == "adaptive"  # once a tick
-    settings = {
-        name: value
-        for name, value in to_dict(job.train).items()
-        if name not in _CONTINUED or (adaptive and name == "tick_kimg")
-    }
-    made_from = {"dataset": record.read(job.dataset)[1], "train": settings}
-    made_from |= {name: to_dict(getattr(job, name)) for name in ("network", "step", "feed")}
-    url = stages.url("training", made_from | {"from_published": beginning is not None})
+    made_from = {"dataset": record.read(job.dataset)[1], "from_published": beginning is not None}
+    url = stages.url("training", made_from | trained_by(job))
     began_with = _began_with(url)
     if began_with is None:
         began_with = beginning or job.train.init_from
@@ -133,6 +126,17 @@ def trained(stages: Stages, job: TrainJob, choice: str, beginning: str | None) -
     chosen = _chosen(url, job.train.total_nimg, choice)
     snapshot.keep(url, chosen)
     return chosen
+
+
+def trained_by(job: TrainJob) -> dict[str, Any]:
+    """The settings that make another training of it, and not the same one gone on with."""
+    adaptive = job.step.augment.mode == "adaptive"  # once a tick
+    settings = {
+        name: value
+        for name, value in to_dict(job.train).items()
+        if name not in _CONTINUED or (adaptive and name == "tick_kimg")
+    }
+    return {"train": settings} | {name: to_dict(getattr(job, name)) for name in ("network", "step", "feed")}
 
 
 def generated(stages: Stages, job: GenerateJob, name: str = "generate", folder: str = "synthetic") -> str:

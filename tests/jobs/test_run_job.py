@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli, stages
+from jobs import cli, stages, train
 from jobs import run as run_job
 from jobs.run import VERB, RunJob, _of_period, _shares, _tell, _todo
 from jobs.terminal import Terminal
@@ -181,6 +181,31 @@ def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert todo("2026-11-23", catch_up=True) == ["2026-11-22"]
     assert todo("2026-11-23") == []
     assert "already done, 2026-11-23 was published as number 2" in capsys.readouterr().out
+
+
+ADAPTIVE = ("--step.augment.mode", "adaptive")
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "same"),
+    [
+        ((), ("--train.total-kimg", "7"), True),
+        ((), ("--train.tick-kimg", "7"), True),
+        (ADAPTIVE, ("--train.tick-kimg", "7"), False),
+        ((), ("--workers.num-workers", "3"), True),
+        ((), ("--train.seed", "7"), False),
+        ((), ("--train.batch-size", "128"), False),
+        ((), ("--step.gamma", "7"), False),
+        ((), ("--network.z-dim", "7"), False),
+        ((), ("--feed.flip", "true"), False),
+    ],
+)
+def test_what_makes_another_training(before: tuple[str, ...], more: tuple[str, ...], same: bool) -> None:
+    needed = ("--dataset", "d", "--out", "o", *before)
+    jobs = [cli.configuration(train.VERB, words) for words in (needed, (*needed, *more))]
+    assert jobs[0] != jobs[1]
+    found = [stages.trained_by(job) for job in jobs]
+    assert (found[0] == found[1]) is same
 
 
 @pytest.mark.parametrize("refused", ["2026-11-21", "2026-11-22"])
