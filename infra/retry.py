@@ -19,10 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 _AGAIN = 1
 _MAX_WAIT_SEC = 300.0
+_LOOK_SEC = 1.0  # a signal just before a call that waits is heard only after it
 
 
 class _StoppedError(Exception):
@@ -44,14 +46,18 @@ class _Runner:
         self._child = subprocess.Popen(command)
         if self.stopped_by:  # it came before there was anything to send it to
             self._child.send_signal(self.stopped_by)
-        return self._child.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return self._child.wait(_LOOK_SEC)
 
     def pause(self, sec: float) -> None:
         """Raises _StoppedError where a signal ends it."""
         self._pausing = True
         if self.stopped_by:
             raise _StoppedError
-        time.sleep(sec)
+        end = time.monotonic() + sec
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(_LOOK_SEC, left))
         self._pausing = False
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:

@@ -83,7 +83,8 @@ def test_a_signal_goes_to_the_command_and_ends_the_tries(number: signal.Signals,
     code = (
         "import signal, sys, time\n"
         "signal.signal(int(sys.argv[1]), lambda *_: sys.exit(int(sys.argv[2])))\n"
-        "print('up', flush=True); time.sleep(30)"
+        "print('up', flush=True)\n"
+        "for _ in range(300): time.sleep(0.1)"  # a signal just before a sleep is heard only after it
     )
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), "--", sys.executable, "-S", "-c", code, str(int(number)), str(ends)],
