@@ -121,7 +121,7 @@ def trained(stages: Stages, job: TrainJob, choice: str, beginning: str | None) -
         url,
         snapshot.first(url, job.train.total_nimg) is not None,
         lambda: train.run(placed, stages.terminal),
-        lambda: snapshot.clock(snapshot.find(url)),
+        lambda: snapshot.clock(_last(url, job.train.total_nimg)),
     )
     chosen = _chosen(url, job.train.total_nimg, choice)
     snapshot.keep(url, chosen)
@@ -228,9 +228,13 @@ def _is_dataset(url: str) -> bool:
     return storage.stat(storage.join(url, record.NAME)) is not None
 
 
-def _chosen(url: str, total_nimg: int, choice: str) -> str:
+def _last(url: str, total_nimg: int) -> str:
     """Not the furthest one: the run may have gone on since, by the word of another command."""
-    last = snapshot.first(url, total_nimg) or snapshot.find(url)
+    return snapshot.first(url, total_nimg) or snapshot.find(url)
+
+
+def _chosen(url: str, total_nimg: int, choice: str) -> str:
+    last = _last(url, total_nimg)
     best = snapshot.best(url, snapshot.clock(last)) if choice == "best" else None
     return best[0] if best is not None else last
 
