@@ -96,14 +96,17 @@ def run(job: RunJob, terminal: Terminal) -> int:
     job = dataclasses.replace(job, out=out, period=period)
     storage.probe(out)
     entries = published.series(out)
-    _tell(job, entries, terminal)
-    if not _todo(job, entries):
-        return cli.EXIT_DONE
-    with Ownership(out) as owner:
-        config_url = storage.join(out, "config", f"{owner.number:06d}.yaml")
-        storage.put_if_absent(config_url, to_yaml(job).encode())
-        todo = _todo(job, published.series(out))  # again: until now another driver may have published
-        codes = [_once(dataclasses.replace(job, period=one), owner.number, terminal) for one in todo]
+    _tell_missed(job, entries, terminal)
+    todo, codes = _todo(job, entries), []
+    if todo:
+        with Ownership(out) as owner:
+            config_url = storage.join(out, "config", f"{owner.number:06d}.yaml")
+            storage.put_if_absent(config_url, to_yaml(job).encode())
+            entries = published.series(out)  # again: until now another driver may have published
+            todo = _todo(job, entries)
+            codes = [_once(dataclasses.replace(job, period=one), owner.number, terminal) for one in todo]
+    if period not in todo:
+        _tell_done(job, entries, terminal)
     return max(codes, default=cli.EXIT_DONE)  # 3 where any was refused
 
 
@@ -120,8 +123,7 @@ def _todo(job: RunJob, entries: list[Entry]) -> list[str]:
     return [*missed, *(() if job.period in done else (job.period,))]
 
 
-def _tell(job: RunJob, entries: list[Entry], terminal: Terminal) -> None:
-    """Say which periods were missed, and whether the one that is asked for is done."""
+def _tell_missed(job: RunJob, entries: list[Entry], terminal: Terminal) -> None:
     if missed := published.missed(job.out, entries, job.period) if job.period else []:
         shown = ", ".join(missed[:_SHOWN]) + (f" and {len(missed) - _SHOWN} more" if len(missed) > _SHOWN else "")
         what = f"{len(missed)} periods were missed: {shown}"
@@ -129,10 +131,12 @@ def _tell(job: RunJob, entries: list[Entry], terminal: Terminal) -> None:
             terminal.line(f"run: {what}; they come first")
         else:
             terminal.warn(f"{what}; --catch-up does them first")
-    for entry in entries if job.period else ():
-        if entry.added.period == job.period:
-            where = storage.join(job.out, entry.added.dataset)
-            terminal.line(f"run: already done, {job.period} was published as number {entry.number}: {where}")
+
+
+def _tell_done(job: RunJob, entries: list[Entry], terminal: Terminal) -> None:
+    (entry,) = [entry for entry in entries if entry.added.period == job.period]
+    where = storage.join(job.out, entry.added.dataset)
+    terminal.line(f"run: already done, {job.period} was published as number {entry.number}: {where}")
 
 
 def _once(job: RunJob, owner: int, terminal: Terminal) -> int:

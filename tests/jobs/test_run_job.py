@@ -9,7 +9,7 @@ import pytest
 
 from jobs import cli, stages, train
 from jobs import run as run_job
-from jobs.run import VERB, RunJob, _of_period, _shares, _tell, _todo
+from jobs.run import VERB, RunJob, _of_period, _shares, _tell_missed, _todo
 from jobs.terminal import Terminal
 from pipeline import images, published, storage
 from pipeline.config import ConfigError
@@ -167,7 +167,7 @@ def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtur
     def todo(period: str, catch_up: bool = False) -> list[str]:
         job = RunJob(source="s", out=str(tmp_path), period=period, catch_up=catch_up)
         entries = published.series(str(tmp_path))
-        _tell(job, entries, Terminal("run"))
+        _tell_missed(job, entries, Terminal("run"))
         return _todo(job, entries)
 
     assert todo("") == [""]
@@ -180,6 +180,8 @@ def test_what_is_left_of_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert todo("2026-11-24", catch_up=True) == ["2026-11-22", "2026-11-24"]
     assert todo("2026-11-23", catch_up=True) == ["2026-11-22"]
     assert todo("2026-11-23") == []
+    job = RunJob(source="s", out=str(tmp_path), period="2026-11-23")
+    assert run_job.run(job, Terminal("run")) == cli.EXIT_DONE
     assert "already done, 2026-11-23 was published as number 2" in capsys.readouterr().out
 
 
@@ -217,7 +219,7 @@ def test_any_refused_period_is_the_exit_code(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_another_driver_has_published_meanwhile_is_not_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def owned_after_another(out: str) -> Ownership:
         published.publish(out, made_in("2026-11-22"))
@@ -227,6 +229,7 @@ def test_what_another_driver_has_published_meanwhile_is_not_done_again(
     monkeypatch.setattr(run_job, "_once", lambda *_: pytest.fail("done again"))
     job = RunJob(source="s", out=str(tmp_path), period="2026-11-22")
     assert run_job.run(job, Terminal("run")) == cli.EXIT_DONE
+    assert "already done, 2026-11-22 was published as number 1" in capsys.readouterr().out
 
 
 def test_while_one_drives_another_is_told_so(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
