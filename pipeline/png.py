@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
@@ -18,7 +18,7 @@ Bytes = bytes | memoryview
 # Of rows filtered Up little but runs repeats, and looking for runs alone makes no larger files than looking for all.
 _DEFLATE = (1, zlib_ng.DEFLATED, 15, 9, zlib_ng.Z_RLE)  # level, method, window, memory, strategy
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DEFLATE_ERROR = cast(type[Exception], isal_zlib.error)
+_DEFLATE_ERROR = cast(type[Exception], igzip_lib.error)
 _UP, _RGB, _HEAD_BYTES = 2, 2, 33
 _BATCH_BYTES = 2**18  # of pixels, which then stay in a core's cache
 
@@ -100,11 +100,13 @@ def _filtered_rows(data: Bytes, head: bytes, height: int, size: int) -> bytes | 
     body = data[_HEAD_BYTES + 8 : end]
     if around != (struct.pack(">I4s", len(body), b"IDAT"), struct.pack(">I", isal_zlib.crc32(body, _IDAT_CRC))):
         return None
+    inflate = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_ZLIB)  # a fifth faster at 32² than isal_zlib's
     try:
-        raw: bytes = isal_zlib.decompressobj().decompress(body, max_length=size + 1)
+        raw: bytes = inflate.decompress(body, size + 1)
     except _DEFLATE_ERROR:
         return None
-    return raw if len(raw) == size and raw[:: size // height] == bytes([_UP]) * height else None
+    whole = inflate.eof and len(raw) == size
+    return raw if whole and raw[:: size // height] == bytes([_UP]) * height else None
 
 
 @functools.lru_cache

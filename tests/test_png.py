@@ -110,6 +110,13 @@ def test_deflate_that_is_none_is_left_to_the_general_decoder() -> None:
     assert png.decode(_with_body(b"\x78\x9c" + b"\xff" * 20), (4, 4, 1)) is None
 
 
+def test_deflate_without_its_sum_or_with_another_is_left_to_the_general_decoder() -> None:
+    body = isal_zlib.compress(bytes([2, 1, 2, 3, 4] * 4))
+    assert png.decode(_with_body(body), (4, 4, 1)) is not None
+    for wrong in (body[:-4], body[:-1], body[:-1] + bytes([body[-1] ^ 1])):
+        assert png.decode(_with_body(wrong), (4, 4, 1)) is None
+
+
 def test_a_header_of_no_shape() -> None:
     for data in (b"", b"\x89PNG", *(file.data for file in files() if not file.name.startswith("png"))):
         assert png.shape(data) is None
