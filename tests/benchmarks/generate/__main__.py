@@ -100,11 +100,11 @@ def _round(case: Case, folder: str, window_sec: float, number: int, rounds: int)
         "known way": lambda: alone("known_way", 1, _CORES),
         "pillow, one core": lambda: alone("pillow", 1),
         "encode, one core": lambda: alone("encode", 1),
-        "encode": lambda: alone("encode", _CORES),
-        "forward": lambda: alone("forward", _CORES),
         "independent, 1": lambda: alone("forward_and_encode", 1, window_sec=_LONG * window_sec),
         "ours, 1 worker": lambda: _ours(case, folder, 1),
         "independent, 2": lambda: alone("forward_and_encode", 2, window_sec=_LONG * window_sec),
+        "encode": lambda: alone("encode", _CORES, window_sec=_LONG * window_sec),
+        "forward": lambda: alone("forward", _CORES, window_sec=_LONG * window_sec),
         "ours, 2 workers": lambda: _ours(case, folder, 2),
     }
     if case.name == SCALED:
