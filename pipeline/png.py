@@ -68,28 +68,28 @@ def decode_batch(files: Iterable[Bytes], out: Pixels) -> list[int]:
         good = [place for place, one in enumerate(raw) if one is not None]
         if good:
             rows = np.frombuffer(b"".join(filter(None, raw)), np.uint8).reshape(len(good), height, -1)
-            pixels = rows[:, :, 1:].copy()
+            pixels = rows[:, :, 1:].swapaxes(0, 1).copy()  # rows first: numpy then adds a row of all images as one
             _add_up(pixels)
-            out[start + np.array(good)] = pixels.reshape(-1, *out.shape[1:])
+            out[start + np.array(good)] = pixels.reshape(height, -1, width, channels).swapaxes(0, 1)
         left += [start + place for place in range(len(raw)) if raw[place] is None]
     return left
 
 
 def _add_up(rows: NDArray[np.uint8]) -> None:
-    """Add to each row [n, H, W] all those above it, in place and modulo 256: row 0 is row 0, row 1 is rows 0 and 1.
+    """Add to each row [H, n, W] all those above it, in place and modulo 256: row 0 is row 0, row 1 is rows 0 and 1.
 
     First the sums of 2, 4, 8, … rows, then from those all between (Brent and Kung 1982, "A Regular Layout for Parallel
     Adders"). H − 1 additions of a row would be as many calls of numpy, which take longer than to add.
     """
-    height, span = rows.shape[1], 1
+    height, span = len(rows), 1
     while span < height:
-        ends = rows[:, 2 * span - 1 :: 2 * span]
-        ends += rows[:, span - 1 :: 2 * span][:, : ends.shape[1]]
+        ends = rows[2 * span - 1 :: 2 * span]
+        ends += rows[span - 1 :: 2 * span][: len(ends)]
         span *= 2
     while span > 1:
         span //= 2
-        ends = rows[:, 3 * span - 1 :: 2 * span]
-        ends += rows[:, 2 * span - 1 :: 2 * span][:, : ends.shape[1]]
+        ends = rows[3 * span - 1 :: 2 * span]
+        ends += rows[2 * span - 1 :: 2 * span][: len(ends)]
 
 
 def _filtered_rows(data: Bytes, head: bytes, height: int, size: int) -> bytes | None:
