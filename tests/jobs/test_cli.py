@@ -224,14 +224,23 @@ def test_main_knows_its_verbs(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_help_imports_nothing_heavy() -> None:
+def heavy(*arguments: str) -> tuple[str, str]:
+    """What the command line prints, and which modules it has then imported of those that take long."""
     code = (
-        "import sys; from jobs.cli import main; main(['--help']);"
+        "import sys; from jobs.cli import main; main(sys.argv[1:]);"
         "print('heavy:', [m for m in ('torch', 'ray', 'boto3', 'pyarrow', 'numpy', 'tqdm') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert all(verb in done.stdout for verb in cli.VERBS)
-    assert done.stdout.endswith("heavy: []\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60
+    )
+    printed, _, modules = done.stdout.rpartition("heavy: ")
+    return printed, modules.strip()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    printed, modules = heavy("--help")
+    assert all(verb in printed for verb in cli.VERBS)
+    assert modules == "[]"
 
 
 def test_a_quiet_run(tmp_path: Path) -> None:
@@ -349,6 +358,16 @@ def test_ray_is_quiet_and_an_error_of_ours_in_a_task_is_known(tmp_path: Path) ->
     assert re.fullmatch(r"log: \S+generate-\d+\.log; Ray's: \S+/session_\S+/logs", log_line)
     assert (done.returncode, error_line) == (2, "ganymede generate: sample 7 is no image")
     assert list(tmp_path.iterdir()) == [], "nothing written to the home folder"
+    logs = {path.name for path in Path(log_line.partition("Ray's: ")[2]).iterdir()}
+    assert "raylet.out" in logs
+    assert not logs & {"dashboard.log", "monitor.log", "log_monitor.log"}, "a process that serves nobody was started"
+
+
+def test_verbose_shows_what_workers_print(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    command = [sys.executable, __file__, "--out", "x", "--mode", "ray", "--verbose"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert "chatter from a task" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
