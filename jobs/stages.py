@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import cli, evaluate, generate, prepare, train, verify
+from jobs import cli, evaluate, generate, generation, prepare, train, verify
 from jobs.evaluate import EvaluateJob
 from jobs.generate import GenerateJob
 from jobs.prepare import PrepareJob
@@ -141,7 +141,7 @@ def trained_by(job: TrainJob) -> dict[str, Any]:
 
 def generated(stages: Stages, job: GenerateJob, name: str = "generate", folder: str = "synthetic") -> str:
     """The URL of the images that a snapshot makes."""
-    url = stages.url(folder, generate.make_plan(job, snapshot.load(job.snapshot)).to_dict())
+    url = stages.url(folder, generation.make_plan(job, snapshot.load(job.snapshot)).to_dict())
     placed = dataclasses.replace(job, out=url)
     stages.run(
         name,

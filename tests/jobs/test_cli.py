@@ -243,6 +243,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert modules == "[]"
 
 
+def test_help_of_generate_comes_before_torch() -> None:
+    printed, modules = heavy("generate", "--help")
+    assert "--num-images" in printed
+    assert modules == "['numpy']"
+
+
 def test_a_quiet_run(tmp_path: Path) -> None:
     done = script("--out", "x", "--mode", "loud", env={"TMPDIR": str(tmp_path)})
     assert (done.returncode, done.stdout) == (0, "started\nfinished\n")

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from jobs import cli, generate, run, train
+from jobs import cli, generate, generation, run, train
 from jobs.cli import Verb
 from jobs.terminal import Terminal
 from pipeline import snapshot, storage
@@ -95,7 +95,7 @@ def test_train_refuses_a_dataset_without_the_classes_a_preset_wants(
     ("tell", "job", "field", "said"),
     [
         (train._say_precision, train.TrainJob(dataset="d", out="o"), "step", "computes in fp32"),
-        (generate._warn_of_emulation, generate.GenerateJob(snapshot="s", out="o"), "generate", "only emulates bf16"),
+        (generation._warn_of_emulation, generate.GenerateJob(snapshot="s", out="o"), "generate", "only emulates bf16"),
     ],
 )
 def test_a_cpu_without_bf16_is_told_before_the_run(
@@ -149,7 +149,7 @@ def train_here(job: train.TrainJob) -> None:
     ],
 )
 def test_generate_workers_fit_the_cluster(job: dict[str, int], cluster: dict[str, float], wanted: Workers) -> None:
-    assert generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), cluster) == wanted
+    assert generation.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), cluster) == wanted
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_generate_workers_fit_the_cluster(job: dict[str, int], cluster: dict[str
 )
 def test_generate_without_room_for_a_worker(job: dict[str, int], gpus: int, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        generate.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), {"CPU": 8.0, "GPU": gpus})
+        generation.fit_workers(generate.GenerateJob(snapshot="s", out="o", **job), {"CPU": 8.0, "GPU": gpus})
 
 
 def test_generate_asked_for_a_gpu_that_is_not_there(
@@ -180,7 +180,7 @@ def test_generate_dry_run_says_what_it_will_take(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards, bytes as they turn out to be, and a time; it stores nothing and stays a configuration file."""
-    monkeypatch.setattr(generate, "_PROBE_SEC", 0.2)
+    monkeypatch.setattr(generation, "_PROBE_SEC", 0.2)
     url, out = make_snapshot(str(tmp_path / "run")), tmp_path / "out"
     words = ["--snapshot", url, "--out", str(out), "--num-images", "2000", "--shard-size", "900"]
     assert cli.run_verb(generate.VERB, [*words, "--dry-run", "--num-workers", "4"]) == 0
@@ -192,7 +192,7 @@ def test_generate_dry_run_says_what_it_will_take(
     assert re.fullmatch(r"# about \d+ s with 4 workers, each with such a core", comments[2])
     assert not out.exists()
     source = snapshot.load(url)
-    plan = generate.make_plan(generate.GenerateJob(snapshot=url, out="o"), source)
+    plan = generation.make_plan(generate.GenerateJob(snapshot=url, out="o"), source)
     factory = open_factory(plan, source.G_ema, source.D, torch.device("cpu"), 2)
     found = estimate.probe(factory, 0.1)
     shard = shard_writer.build_shard(factory, 0)
@@ -232,6 +232,7 @@ def make_and_name(tmp_path: Path) -> str:
     return str(tmp_path / "data")
 
 
+@pytest.mark.usefixtures("ray_session")  # Ray starts before the snapshot is read
 @pytest.mark.parametrize(
     ("extra", "why"),
     [
@@ -253,6 +254,7 @@ def test_generate_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, ex
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_generate_refuses_the_classes_of_a_dataset_that_had_none(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -281,7 +283,7 @@ def test_what_prepare_counted_reaches_the_generated_labels(tmp_path: Path, label
         assert source.config.class_counts == ()
     else:
         assert source.config.class_counts == (60, 30)
-        plan = generate.make_plan(generate.GenerateJob(snapshot=url, out="o", generate=config), source)
+        plan = generation.make_plan(generate.GenerateJob(snapshot=url, out="o", generate=config), source)
         assert plan.class_counts == (67, 33)
 
 
@@ -297,6 +299,7 @@ def test_generate_makes_chosen_samples_again_without_ray(capsys: pytest.CaptureF
     assert "is not of this plan" in refused(capsys, generate.VERB, [*words[:-1], "000001000"])
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_generate_refuses_a_truncated_snapshot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights = Path(make_snapshot(str(tmp_path / "run"))) / "G_ema.safetensors"
     os.truncate(weights, 100)

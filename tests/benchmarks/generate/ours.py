@@ -10,7 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.generate import GenerateJob, make_plan
+from jobs.generate import GenerateJob
+from jobs.generation import make_plan
 from jobs.ray_session import start_ray
 from jobs.terminal import Terminal
 from pipeline import snapshot
