@@ -42,7 +42,7 @@ _ONE_THREAD = threading.Lock()
 def _come_to(folder: str, step: str, url: str) -> None:
     """Write down that this process is at a step, and let it meet its fate if there is one for it."""
     who = {"pid": os.getpid(), "raylet": int(os.environ.get("RAY_RAYLET_PID", 0))}
-    line = json.dumps({**who, "step": step, "url": url}).encode() + b"\n"
+    line = b"\n" + json.dumps({**who, "step": step, "url": url}).encode()
     with _ONE_THREAD:
         _append(os.path.join(folder, "passed.log"), line)
         fate, claimed = _claim(folder, step)
@@ -75,7 +75,9 @@ def _claim(folder: str, step: str) -> tuple[str, str]:
 
 
 def _append(path: str, line: bytes) -> None:
-    """One write in append mode: whole lines, whoever else writes, and there even if this process dies next."""
+    """One write in append mode: not mixed with another's, and there even if this process dies next. Where a page of the
+    file ends, a reader may see half of it, and half may be all if this process is killed: a line begins with its end.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, line)
