@@ -45,7 +45,7 @@ def run(job: GenerateJob, terminal: Terminal) -> int:
         terminal.line(f"generate: already done, {plan.config.num_images:,} images: {out}")
         return cli.EXIT_DONE
     _warn_of_emulation(job, terminal)
-    start_ray(terminal)
+    start_ray(terminal)  # it was started beside the imports, unless a dataset.json was there and has gone
     todo = sum(len(plan.seeds(shard)) for shard in missing_shards(out, plan))
     made = plan.config.num_images - todo
     if made:
