@@ -194,9 +194,8 @@ def test_generate_dry_run_says_what_it_will_take(
     source = snapshot.load(url)
     plan = generation.make_plan(generate.GenerateJob(snapshot=url, out="o"), source)
     factory = open_factory(plan, source.G_ema, source.D, torch.device("cpu"), 2)
-    found = estimate.probe(factory, 0.1)
     shard = shard_writer.build_shard(factory, 0)
-    assert found.bytes_per_image == pytest.approx(len(shard) / 1000, rel=0.02)
+    assert estimate.probe(factory, 0.1).bytes_per_image == pytest.approx(len(shard) / 1000, rel=0.02)
 
 
 @pytest.mark.parametrize("verb", [train.VERB, generate.VERB], ids=lambda verb: verb.name)
@@ -259,8 +258,8 @@ def test_generate_refuses_the_classes_of_a_dataset_that_had_none(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     url, out = make_snapshot(str(tmp_path / "run"), classes=()), tmp_path / "out"
-    line = refused(capsys, generate.VERB, ["--snapshot", url, "--out", str(out), "--labels", "as-dataset"])
-    assert "has no classes; set --generate.labels balanced" in line
+    words = ["--snapshot", url, "--out", str(out), "--labels", "as-dataset"]
+    assert "has no classes; set --generate.labels balanced" in refused(capsys, generate.VERB, words)
     assert not out.exists()
 
 
@@ -301,8 +300,7 @@ def test_generate_makes_chosen_samples_again_without_ray(capsys: pytest.CaptureF
 
 @pytest.mark.usefixtures("ray_session")
 def test_generate_refuses_a_truncated_snapshot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    weights = Path(make_snapshot(str(tmp_path / "run"))) / "G_ema.safetensors"
-    os.truncate(weights, 100)
+    os.truncate(Path(make_snapshot(str(tmp_path / "run"))) / "G_ema.safetensors", 100)
     words = ["--snapshot", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
     assert "truncated or altered" in refused(capsys, generate.VERB, words)
     (tmp_path / "pickle").mkdir()
