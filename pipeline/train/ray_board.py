@@ -35,15 +35,17 @@ class Board:
         return self._cur_nimg, self._shown, time.monotonic() - self._heard
 
     def begin(self, start: Checkpoint | None) -> tuple[int, int, str]:
-        """A group starts. Returns the images whose training is lost, the failures without a checkpoint since, and the
-        reason of the last one.
+        """A group starts. Returns the images whose training is lost, the failures without a checkpoint since, and why
+        the group before ended: "" if there was none, or its driver ended and nothing is lost.
         """
         at = start.cur_nimg if start else 0
         if start and (self._start is None or start.number > self._start.number):
             self._failures = min(self._failures, 1)
-        lost, self._cur_nimg, self._start = max(0, self._cur_nimg - at), at, start
+        lost = max(0, self._cur_nimg - at)
+        reason = self._reason or ("the driver before ended" if lost else "")
+        self._cur_nimg, self._start, self._reason = at, start, "the cluster changed"
         self.alive()
-        return lost, self._failures, self._reason
+        return lost, self._failures, reason
 
     def start(self) -> Checkpoint | None:
         """The checkpoint that data and ranks start from."""

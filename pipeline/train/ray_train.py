@@ -236,7 +236,7 @@ class _DatasetFromLastCheckpoint:
         start = storage.patiently(self._start, spec.train.storage_timeout_sec)
         # Every rank starts from the checkpoint that the data starts from, even if a later one is committed meanwhile.
         lost_nimg, failures, reason = ray.get(self._board.begin.remote(start))
-        if lost_nimg or failures:
+        if reason:
             self._note_restart(start, lost_nimg // plan.batch_size, reason)
         if 0 <= self._workers.config.max_failures < failures:
             raise TrainError(f"{failures} failures without a new checkpoint, the last of {reason}; see the Ray logs")
